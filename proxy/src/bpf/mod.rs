@@ -1,0 +1,1 @@
+//! TODO(room): see docs/architecture.md

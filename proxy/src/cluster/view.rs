@@ -1,0 +1,125 @@
+//! An immutable snapshot of one cluster, published by `cluster::watch` through a `tokio::sync::watch` channel.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+/// What pgsplice holds true about a cluster at one moment, and why.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterView {
+    pub cluster: String,
+    /// Grows by one with every published view.
+    pub generation: u64,
+    pub store: StoreHealth,
+    /// Patroni's `initialize` key: the system identifier.
+    pub system_id: Option<String>,
+    /// The member the leader key names, open or not.
+    pub leader_key: Option<String>,
+    /// The member the primary pool is open to.
+    pub primary: Option<Primary>,
+    /// Why `primary` is `None`, in words for an operator. Empty when it is open.
+    pub closed_because: String,
+    /// By member name.
+    pub members: BTreeMap<String, Member>,
+    /// The agents' registry, by bouncer name.
+    pub bouncers: BTreeMap<String, Bouncer>,
+    /// Members whose sessions in a primary pool must be cut, with the reason. See "Cut" in docs/architecture.md.
+    pub cut: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StoreHealth {
+    /// Nothing heard yet.
+    #[default]
+    Starting,
+    Connected {
+        revision: i64,
+    },
+    /// The view is frozen at what was last heard.
+    Unreachable {
+        since: SystemTime,
+        why: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Primary {
+    pub member: String,
+    pub timeline: u32,
+    /// When this member was opened.
+    pub since: SystemTime,
+}
+
+/// One Patroni member: its key and its own word.
+#[derive(Clone, Debug, Default)]
+pub struct Member {
+    pub name: String,
+    /// Role as Patroni writes it (`primary`, `master`, `replica`, `standby_leader`, …).
+    pub role: String,
+    pub state: String,
+    pub conn_url: Option<String>,
+    pub api_url: Option<String>,
+    /// Resolved host and port of `conn_url`.
+    pub conn_addr: Option<SocketAddr>,
+    /// Resolved host and port of `proxy_url`.
+    pub proxy_addr: Option<SocketAddr>,
+    pub timeline: Option<u32>,
+    /// Bytes behind the leader's `status.optime`; `None` when either is unknown.
+    pub lag: Option<u64>,
+    pub tags: BTreeMap<String, String>,
+    pub proof: Proof,
+}
+
+impl Member {
+    /// Patroni's own rule: only `state=running` may be routed to.
+    pub fn is_running(&self) -> bool {
+        self.state == "running"
+    }
+
+    pub fn tag_is_true(&self, tag: &str) -> bool {
+        self.tags.get(tag).is_some_and(|value| value == "true")
+    }
+}
+
+/// What a member said of itself when asked last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Proof {
+    #[default]
+    NotAsked,
+    /// Not in recovery, running, role primary (or 3.x `master`).
+    Primary { timeline: u32, at: SystemTime },
+    /// In recovery, demoted, or otherwise not writable: its own word.
+    NotPrimary { role: String, timeline: Option<u32>, at: SystemTime },
+    /// No answer, or one that cannot be read.
+    Silent { why: String, since: SystemTime },
+}
+
+/// A PgBouncer as its agent registered it under `/pgsplice/<scope>/bouncers/<name>` (JSON).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Bouncer {
+    pub name: String,
+    /// `ip:port` that sessions connect to.
+    pub address: SocketAddr,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_id: Option<u16>,
+    pub state: BouncerState,
+    /// The member its `databases` point to, verified with SHOW DATABASES.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<u32>,
+    /// Why `state` is not `ready`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BouncerState {
+    /// Answers, and its databases point to `leader`.
+    Ready,
+    /// The operator takes it out of service: no new sessions.
+    Draining,
+    /// Does not answer its admin console, or its databases could not be repointed.
+    Failed,
+}

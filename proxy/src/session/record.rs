@@ -1,0 +1,224 @@
+//! What is known about one session while it lives, readable from any thread.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+
+use crate::pool::Backend;
+
+/// Unique within a process's life; the top byte is the data-plane thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(pub u64);
+
+impl std::fmt::Display for SessionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
+impl std::str::FromStr for SessionId {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
+/// One session. The data-plane thread that owns it writes, everyone may read.
+#[derive(Debug)]
+pub struct SessionRecord {
+    pub id: SessionId,
+    pub listener: String,
+    pub pool: String,
+    pub client: SocketAddr,
+    pub accepted: Instant,
+    pub accepted_at: SystemTime,
+    /// Client to backend.
+    pub bytes_in: AtomicU64,
+    /// Backend to client.
+    pub bytes_out: AtomicU64,
+    details: Mutex<Details>,
+}
+
+/// Filled in step by step.
+#[derive(Clone, Debug, Default)]
+pub struct Details {
+    pub phase: Phase,
+    /// From a plaintext StartupMessage; under TLS never known.
+    pub user: Option<String>,
+    pub database: Option<String>,
+    pub application_name: Option<String>,
+    pub tls: bool,
+    pub backend: Option<Arc<Backend>>,
+    /// Our own address on the backend leg.
+    pub backend_local: Option<SocketAddr>,
+    /// Which road forwards it: `relay`, later `xdp`, `tc`, `sockmap`.
+    pub road: Option<&'static str>,
+    pub times: Times,
+}
+
+/// How long each step took; `None` where a session did not get that far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    /// Accept to a whole first packet.
+    pub startup: Option<Duration>,
+    /// In the pool's queue.
+    pub queue: Option<Duration>,
+    /// All connect attempts together.
+    pub connect: Option<Duration>,
+    /// Backend connected to authenticated (or TLS agreed).
+    pub handshake: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    #[default]
+    Startup,
+    Queue,
+    Connect,
+    Handshake,
+    Forward,
+}
+
+impl Phase {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Startup => "startup",
+            Self::Queue => "queue",
+            Self::Connect => "connect",
+            Self::Handshake => "handshake",
+            Self::Forward => "forward",
+        }
+    }
+}
+
+impl SessionRecord {
+    pub fn new(id: SessionId, listener: &str, pool: &str, client: SocketAddr) -> Self {
+        Self {
+            id,
+            listener: listener.into(),
+            pool: pool.into(),
+            client,
+            accepted: Instant::now(),
+            accepted_at: SystemTime::now(),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+            details: Mutex::new(Details::default()),
+        }
+    }
+
+    pub fn details(&self) -> Details {
+        self.details.lock().clone()
+    }
+
+    pub fn update(&self, change: impl FnOnce(&mut Details)) {
+        change(&mut self.details.lock());
+    }
+
+    /// (client to backend, backend to client)
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.bytes_in.load(Relaxed), self.bytes_out.load(Relaxed))
+    }
+}
+
+/// Why a session ended: one per access line, one label value of `pgsplice_sessions_ended_total`.
+///
+/// `docs/metrics.md` says for each what an operator should do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Termination {
+    /// The client ended the session and everything was forwarded.
+    ClientClosed,
+    BackendClosed,
+    ClientReset,
+    BackendReset,
+    /// The client went away before a backend was reached.
+    ClientGone,
+    StartupTimeout,
+    /// The first packet was none of PostgreSQL's.
+    Garbage,
+    /// The first packet said it is longer than `max_startup_size`.
+    Oversized,
+    ListenerFull,
+    QueueFull,
+    QueueTimeout,
+    /// Every connect attempt failed.
+    ConnectFailed,
+    HandshakeTimeout,
+    /// The backend broke the protocol or closed during the handshake.
+    HandshakeFailed,
+    /// The backend refused the login (its ErrorResponse was passed on).
+    LoginFailed,
+    IdleTimeout,
+    HalfClosedTimeout,
+    /// A CancelRequest that was delivered.
+    CancelDelivered,
+    /// A CancelRequest that no backend took.
+    CancelFailed,
+    /// Cut: the backend is no longer the primary.
+    Demoted,
+    /// `pgsplice kill`.
+    Killed,
+    /// Still there when the drain time was over.
+    DrainTimeout,
+    /// Out of descriptors, memory or another resource of this host.
+    Resource,
+}
+
+impl Termination {
+    pub const ALL: &'static [Self] = &[
+        Self::ClientClosed,
+        Self::BackendClosed,
+        Self::ClientReset,
+        Self::BackendReset,
+        Self::ClientGone,
+        Self::StartupTimeout,
+        Self::Garbage,
+        Self::Oversized,
+        Self::ListenerFull,
+        Self::QueueFull,
+        Self::QueueTimeout,
+        Self::ConnectFailed,
+        Self::HandshakeTimeout,
+        Self::HandshakeFailed,
+        Self::LoginFailed,
+        Self::IdleTimeout,
+        Self::HalfClosedTimeout,
+        Self::CancelDelivered,
+        Self::CancelFailed,
+        Self::Demoted,
+        Self::Killed,
+        Self::DrainTimeout,
+        Self::Resource,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ClientClosed => "client-closed",
+            Self::BackendClosed => "backend-closed",
+            Self::ClientReset => "client-reset",
+            Self::BackendReset => "backend-reset",
+            Self::ClientGone => "client-gone",
+            Self::StartupTimeout => "startup-timeout",
+            Self::Garbage => "garbage",
+            Self::Oversized => "oversized",
+            Self::ListenerFull => "listener-full",
+            Self::QueueFull => "queue-full",
+            Self::QueueTimeout => "queue-timeout",
+            Self::ConnectFailed => "connect-failed",
+            Self::HandshakeTimeout => "handshake-timeout",
+            Self::HandshakeFailed => "handshake-failed",
+            Self::LoginFailed => "login-failed",
+            Self::IdleTimeout => "idle-timeout",
+            Self::HalfClosedTimeout => "half-closed-timeout",
+            Self::CancelDelivered => "cancel-delivered",
+            Self::CancelFailed => "cancel-failed",
+            Self::Demoted => "demoted",
+            Self::Killed => "killed",
+            Self::DrainTimeout => "drain-timeout",
+            Self::Resource => "resource",
+        }
+    }
+}
