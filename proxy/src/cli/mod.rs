@@ -1,1 +1,102 @@
-//! TODO(room): see docs/architecture.md
+//! The command line: one file a subcommand, each an `Args` and a `run`.
+//!
+//! Exit codes: 0 done, 1 it did not work (the reason is on stderr), 2 the command line itself is wrong.
+
+pub mod agent;
+pub mod backends;
+pub mod check;
+pub mod client;
+pub mod deny;
+pub mod doctor;
+pub mod drain;
+pub mod kill;
+pub mod reload;
+pub mod run;
+pub mod sessions;
+pub mod status;
+pub mod undrain;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A Layer 4 proxy for PostgreSQL: clients on :5432 reach the primary through a healthy PgBouncer.
+#[derive(Debug, Parser)]
+#[command(name = "pgsplice", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Run(run::Args),
+    Check(check::Args),
+    Doctor(doctor::Args),
+    Status(status::Args),
+    Backends(backends::Args),
+    Sessions(sessions::Args),
+    Drain(drain::Args),
+    Undrain(undrain::Args),
+    Kill(kill::Args),
+    Reload(reload::Args),
+    Deny(deny::Args),
+    Agent(agent::Args),
+}
+
+/// Runs the subcommand; an error goes to stderr as one line with its causes.
+pub fn main(cli: Cli) -> ExitCode {
+    if !matches!(cli.command, Command::Run(_) | Command::Agent(_)) {
+        end_quietly_on_closed_pipe();
+    }
+    let result = match cli.command {
+        Command::Run(args) => run::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Backends(args) => backends::run(args),
+        Command::Sessions(args) => sessions::run(args),
+        Command::Drain(args) => drain::run(args),
+        Command::Undrain(args) => undrain::run(args),
+        Command::Kill(args) => kill::run(args),
+        Command::Reload(args) => reload::run(args),
+        Command::Deny(args) => deny::run(args),
+        Command::Agent(args) => agent::run(args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("pgsplice: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// `pgsplice sessions | head` should end like any Unix tool; Rust ignores SIGPIPE and would panic in `println!`.
+fn end_quietly_on_closed_pipe() {
+    // SAFETY: called before any thread is started; SIG_DFL installs no handler of ours.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_a_file_or_addresses_and_not_both() {
+        assert!(parse("pgsplice run --config pgsplice.toml").is_ok());
+        let addresses = "--listen 127.0.0.1:5432 --backend 127.0.0.1:6432 --backend 127.0.0.1:6433";
+        assert!(parse(&format!("pgsplice run {addresses}")).is_ok());
+        assert!(parse(&format!("pgsplice run {addresses} --config x.toml")).is_err());
+        assert!(parse("pgsplice run --listen 127.0.0.1:5432").is_err());
+        assert!(parse("pgsplice run --backend 127.0.0.1:5432").is_err());
+        assert!(parse("pgsplice run").is_err());
+    }
+}
