@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 /// What pgsplice holds true about a cluster at one moment, and why.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterView {
     pub cluster: String,
     /// Grows by one with every published view.
@@ -51,7 +51,7 @@ pub struct Primary {
 }
 
 /// One Patroni member: its key and its own word.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Member {
     pub name: String,
     /// Role as Patroni writes it (`primary`, `master`, `replica`, `standby_leader`, …).
@@ -88,8 +88,8 @@ pub enum Proof {
     NotAsked,
     /// Not in recovery, running, role primary (or 3.x `master`).
     Primary { timeline: u32, at: SystemTime },
-    /// In recovery, demoted, or otherwise not writable: its own word.
-    NotPrimary { role: String, timeline: Option<u32>, at: SystemTime },
+    /// In recovery, demoted, or not running: its own word. `role` and `state` as Patroni writes them.
+    NotPrimary { role: String, state: String, timeline: Option<u32>, at: SystemTime },
     /// No answer, or one that cannot be read.
     Silent { why: String, since: SystemTime },
 }
