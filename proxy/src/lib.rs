@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod config;
 pub mod guard;
 pub mod health;
+pub mod log;
 pub mod pg;
 pub mod pool;
 pub mod proxy;

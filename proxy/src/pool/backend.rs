@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
+use crate::health::Passive;
+
 /// A PgBouncer (or PostgreSQL) address as a member of a pool. Identity is `(pool, address)`.
 #[derive(Debug)]
 pub struct Backend {
@@ -18,6 +20,8 @@ pub struct Backend {
     /// Sessions that hold or are making a connection here.
     sessions: AtomicU32,
     pub counters: BackendCounters,
+    /// Failed connects of real sessions.
+    pub passive: Passive,
 }
 
 /// Since start; only ever grow. Bytes are added while a session runs, not only at its end.
@@ -53,6 +57,7 @@ impl Backend {
             health: Mutex::new(Health::Unknown),
             sessions: AtomicU32::new(0),
             counters: BackendCounters::default(),
+            passive: Passive::default(),
         }
     }
 
