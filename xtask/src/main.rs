@@ -23,6 +23,10 @@ enum Command {
     Test(test::Args),
     /// pgsplice beside HAProxy, Envoy and nginx, interleaved
     Bench(bench::Args),
+    #[command(hide = true)]
+    BenchServer(bench::load::server::Args),
+    #[command(hide = true)]
+    BenchClient(bench::load::client::Args),
     /// rustfmt and clippy for the host and the eBPF side
     Lint(lint::Args),
 }
@@ -35,6 +39,8 @@ fn main() -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(args),
         Command::Test(args) => test::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::BenchServer(args) => bench::load::server::run(args),
+        Command::BenchClient(args) => bench::load::client::run(args),
         Command::Lint(args) => lint::run(args),
     }
 }

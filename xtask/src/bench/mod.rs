@@ -1,5 +1,7 @@
 //! `cargo xtask bench`.
 
+pub mod load;
+
 /// What the command line of `cargo xtask bench` takes.
 #[derive(clap::Args)]
 pub struct Args {}
