@@ -77,7 +77,7 @@ fn directives(level: &str) -> Result<EnvFilter, LogError> {
     // The parser takes a bare word that is no level for the name of a module, which would then say everything and
     // all others nothing.
     let bare = level.split(',').map(str::trim).filter(|part| !part.contains(['=', '[']));
-    if let Some(word) = bare.into_iter().find(|word| word.parse::<LevelFilter>().is_err()) {
+    if let Some(word) = bare.into_iter().find(|word| word.is_empty() || word.parse::<LevelFilter>().is_err()) {
         return Err(LogError::Level { word: word.into() });
     }
     EnvFilter::builder()
