@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::report::Origin;
+
 /// One whole configuration file, or the one made from `--listen` and `--backend`.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Config {
@@ -18,6 +20,8 @@ pub struct Config {
     pub clusters: BTreeMap<String, Cluster>,
     pub pools: BTreeMap<String, Pool>,
     pub listeners: BTreeMap<String, Listener>,
+    /// Where each key stands, for messages; no part of a comparison.
+    pub origin: Origin,
 }
 
 /// `[proxy]`: the process. A change needs a restart.
@@ -118,6 +122,19 @@ pub struct Cluster {
     pub proof: ProofConfig,
     /// How long the leader key may be absent before nothing new is admitted.
     pub leader_absent_debounce: Duration,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            store: StoreConfig::Etcd(EtcdConfig::default()),
+            namespace: "/service".into(),
+            scope: String::new(),
+            citus_group: None,
+            proof: ProofConfig::default(),
+            leader_absent_debounce: Duration::from_secs(1),
+        }
+    }
 }
 
 /// Where Patroni keeps its keys.
@@ -253,6 +270,14 @@ pub struct BackendConfig {
     pub max_sessions: Option<u32>,
 }
 
+impl BackendConfig {
+    /// The defaults for a backend at this address.
+    pub fn at(address: impl Into<String>) -> Self {
+        let address = address.into();
+        Self { name: address.clone(), address, weight: 1, backup: false, peer_id: None, max_sessions: None }
+    }
+}
+
 /// Which members a node-local pool takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RoleRule {
@@ -263,6 +288,12 @@ pub struct RoleRule {
     pub fallback_to_primary: bool,
     /// Members must carry these tags with these values.
     pub tags: BTreeMap<String, String>,
+}
+
+impl Default for RoleRule {
+    fn default() -> Self {
+        Self { role: Role::Primary, max_lag: None, fallback_to_primary: false, tags: BTreeMap::new() }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

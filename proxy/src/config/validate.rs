@@ -1,0 +1,233 @@
+//! What no single key can tell: names that lead nowhere, addresses used twice, settings at odds with each other.
+//!
+//! Works on the typed configuration; the report finds the line of a key by its path.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use super::model::{BackendConfig, BackendSource, Cluster, Config, Pool, Probe, ProbeKind, StoreConfig, Tcp, TlsFiles};
+use super::report::Report;
+use super::units::show_duration;
+use super::values::closest;
+
+pub(super) fn validate(config: &Config, report: &mut Report) {
+    if config.guard.interfaces.is_empty() && !config.guard.deny.is_empty() {
+        report.warn("guard.deny", "nothing is dropped, because guard.interfaces is empty");
+    }
+    for (name, cluster) in &config.clusters {
+        check_cluster(&format!("cluster.{name}"), cluster, report);
+        if !config.pools.values().any(|pool| cluster_of(pool) == Some(name)) {
+            report.warn(&format!("cluster.{name}"), "no pool uses it");
+        }
+    }
+    for (name, pool) in &config.pools {
+        check_pool(&format!("pool.{name}"), pool, config, report);
+        if !config.listeners.values().any(|listener| listener.pool == *name) {
+            report.warn(&format!("pool.{name}"), "no listener uses it");
+        }
+    }
+    check_listeners(config, report);
+}
+
+fn cluster_of(pool: &Pool) -> Option<&String> {
+    match &pool.source {
+        BackendSource::Static(_) => None,
+        BackendSource::Fleet { cluster } | BackendSource::NodeLocal { cluster, .. } => Some(cluster),
+    }
+}
+
+fn check_cluster(path: &str, cluster: &Cluster, report: &mut Report) {
+    let StoreConfig::Etcd(etcd) = &cluster.store;
+    let secure = etcd.endpoints.iter().filter(|endpoint| endpoint.starts_with("https://")).count();
+    let endpoints = format!("{path}.etcd.endpoints");
+    if secure > 0 && secure < etcd.endpoints.len() {
+        report.error(&endpoints, "some are http and some https", "one of the two for all");
+    }
+    if secure == 0 && etcd.tls != TlsFiles::default() && !etcd.endpoints.is_empty() {
+        report.warn(&format!("{path}.etcd.tls"), "not used, because no endpoint is https");
+    }
+    if secure == 0 && etcd.password.is_some() && !etcd.endpoints.is_empty() {
+        report.warn(&endpoints, "the etcd password crosses the network in the clear, because no endpoint is https");
+    }
+    check_duplicates(&endpoints, &etcd.endpoints, report);
+    let proof = &cluster.proof;
+    if proof.fast_interval > proof.interval {
+        let (fast, normal) = (show_duration(proof.fast_interval), show_duration(proof.interval));
+        report.warn(&format!("{path}.proof.fast_interval"), format!("{fast} is longer than the interval of {normal}"));
+    }
+}
+
+fn check_pool(path: &str, pool: &Pool, config: &Config, report: &mut Report) {
+    if let Some(cluster) = cluster_of(pool).filter(|name| !name.is_empty() && !config.clusters.contains_key(*name)) {
+        let (problem, expected) = no_such("cluster", cluster, config.clusters.keys());
+        report.error(&format!("{path}.cluster"), problem, expected);
+    }
+    if let BackendSource::Static(backends) = &pool.source {
+        check_backends(path, backends, config, report);
+    }
+    check_probe(&format!("{path}.probe"), &pool.probe, report);
+    check_tcp(&format!("{path}.tcp"), &pool.tcp, report);
+    if pool.probe.kind == ProbeKind::None && pool.passive.failures == 0 {
+        let problem = "neither probes nor failed connects take a dead backend out of this pool";
+        report.warn(&format!("{path}.probe.kind"), problem);
+    }
+    let queue = format!("{path}.queue");
+    if pool.queue.size == 0 && report.origin.has(&format!("{queue}.timeout")) {
+        report.warn(&format!("{queue}.timeout"), "nobody waits, because the queue's size is 0");
+    }
+}
+
+fn check_backends(path: &str, backends: &[BackendConfig], config: &Config, report: &mut Report) {
+    // An entry with a wrong address was blamed for that already.
+    let known: Vec<(usize, &BackendConfig)> =
+        backends.iter().enumerate().filter(|(_, backend)| !backend.address.is_empty()).collect();
+    let mut seen: [BTreeMap<String, usize>; 3] = Default::default();
+    for (index, backend) in &known {
+        let at = |key: &str| format!("{path}.backend[{index}].{key}");
+        let identities = [
+            ("address", Some(backend.address.to_lowercase()), "an address once"),
+            ("name", Some(backend.name.clone()), "a name of its own"),
+            ("peer_id", backend.peer_id.map(|id| id.to_string()), "the peer_id this PgBouncer has"),
+        ];
+        for ((key, identity, expected), seen) in identities.into_iter().zip(&mut seen) {
+            let Some(identity) = identity.filter(|_| report.origin.has(&at(key))) else { continue };
+            if let Some(first) = seen.get(&identity) {
+                let line = report.origin.line(&format!("{path}.backend[{first}].{key}")).unwrap_or(1);
+                report.error(&at(key), format!("{identity} is also that of the backend in line {line}"), expected);
+            } else {
+                seen.insert(identity, *index);
+            }
+        }
+        if let Some(listener) = listener_at(&backend.address, config) {
+            let problem = format!("{} is listener.{listener} itself, so sessions would go in circles", backend.address);
+            report.error(&at("address"), problem, "the address of a PgBouncer or PostgreSQL");
+        }
+    }
+    if backends.is_empty() {
+        if report.origin.has(&format!("{path}.backend")) {
+            report.error(&format!("{path}.backend"), "the list is empty", "at least one backend");
+        }
+        return;
+    }
+    if backends.iter().all(|backend| backend.weight == 0) {
+        let expected = "at least one backend with a weight above 0";
+        report.error(&format!("{path}.backend"), "every backend has weight 0, so none gets a session", expected);
+    } else if backends.iter().all(|backend| backend.backup) {
+        report.warn(&format!("{path}.backend"), "every backend is a backup");
+    }
+    let with_peer_id = backends.iter().filter(|backend| backend.peer_id.is_some()).count();
+    if with_peer_id > 0 && with_peer_id < backends.len() {
+        let problem = "some backends have a peer_id and some have none; cancel requests by peer_id need it on all";
+        report.warn(&format!("{path}.backend"), problem);
+    }
+}
+
+/// The listener a backend's address leads back to, as far as the addresses themselves tell.
+fn listener_at<'c>(address: &str, config: &'c Config) -> Option<&'c str> {
+    let address: SocketAddr = address.to_lowercase().replace("localhost", "127.0.0.1").parse().ok()?;
+    let leads_to = |bind: &SocketAddr| {
+        let everywhere = bind.ip().is_unspecified() && address.ip().is_loopback() && same_family(bind, &address);
+        bind.port() == address.port() && (bind.ip() == address.ip() || everywhere)
+    };
+    let found = config.listeners.iter().find(|(_, listener)| listener.bind.iter().any(leads_to));
+    found.map(|(name, _)| name.as_str())
+}
+
+fn same_family(a: &SocketAddr, b: &SocketAddr) -> bool {
+    matches!((a.ip(), b.ip()), (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)))
+}
+
+fn check_probe(path: &str, probe: &Probe, report: &mut Report) {
+    if probe.kind == ProbeKind::None {
+        for key in ["interval", "fast_interval", "timeout", "rise", "fall"] {
+            if report.origin.has(&format!("{path}.{key}")) {
+                report.warn(&format!("{path}.{key}"), "not used, because kind is \"none\"");
+            }
+        }
+        return;
+    }
+    let interval = show_duration(probe.interval);
+    if probe.timeout > probe.interval {
+        let timeout = show_duration(probe.timeout);
+        report.warn(&format!("{path}.timeout"), format!("{timeout} is longer than the interval of {interval}"));
+    }
+    if probe.fast_interval > probe.interval {
+        let fast = show_duration(probe.fast_interval);
+        report.warn(&format!("{path}.fast_interval"), format!("{fast} is longer than the interval of {interval}"));
+    }
+}
+
+fn check_tcp(path: &str, tcp: &Tcp, report: &mut Report) {
+    if tcp.keepalive_idle.is_zero() {
+        for key in ["keepalive_interval", "keepalive_count"] {
+            if report.origin.has(&format!("{path}.{key}")) {
+                report.warn(&format!("{path}.{key}"), "not used, because keepalive_idle is 0");
+            }
+        }
+    }
+}
+
+fn check_listeners(config: &Config, report: &mut Report) {
+    if config.listeners.is_empty() && !report.origin.has("listener") {
+        report.error("listener", "there is none", "at least one section [listener.NAME] with bind and pool");
+    }
+    let mut bound: BTreeMap<SocketAddr, String> = BTreeMap::new();
+    if let Some(http) = config.admin.http {
+        bound.insert(http, "admin.http".into());
+    }
+    // In the order of the file, so that the later of two is blamed.
+    let mut listeners: Vec<_> =
+        config.listeners.iter().map(|(name, listener)| (format!("listener.{name}"), listener)).collect();
+    listeners.sort_by_key(|(path, _)| report.origin.line(path));
+    for (path, listener) in listeners {
+        if !listener.pool.is_empty()
+            && !config.pools.contains_key(&listener.pool)
+            && !report.origin.has(&format!("pool.{}", listener.pool))
+        {
+            let (problem, expected) = no_such("pool", &listener.pool, config.pools.keys());
+            report.error(&format!("{path}.pool"), problem, expected);
+        }
+        for addr in &listener.bind {
+            if addr.port() == 0 {
+                report.warn(&format!("{path}.bind"), "with port 0 the kernel picks another port at each start");
+                continue;
+            }
+            if let Some(other) = bound.get(addr) {
+                let problem = match *other == path {
+                    true => format!("{addr} is there twice"),
+                    false => format!("{addr} is also {other}{}", at_line(report, other)),
+                };
+                report.error(&format!("{path}.bind"), problem, "an address of its own");
+            } else {
+                bound.insert(*addr, path.clone());
+            }
+        }
+        check_tcp(&format!("{path}.tcp"), &listener.tcp, report);
+    }
+}
+
+fn at_line(report: &Report, key: &str) -> String {
+    report.origin.line(key).map(|line| format!(" (line {line})")).unwrap_or_default()
+}
+
+fn no_such<'n>(kind: &str, name: &str, names: impl Iterator<Item = &'n String> + Clone) -> (String, String) {
+    let problem = match closest(name, names.clone().map(String::as_str)) {
+        Some(meant) => format!("there is no {kind} {name:?} (did you mean {meant:?}?)"),
+        None => format!("there is no {kind} {name:?}"),
+    };
+    let names: Vec<String> = names.map(|name| format!("{name:?}")).collect();
+    let expected = match names.as_slice() {
+        [] => format!("a section [{kind}.{name}]"),
+        names => format!("the name of a {kind}: {}", names.join(", ")),
+    };
+    (problem, expected)
+}
+
+fn check_duplicates(path: &str, list: &[String], report: &mut Report) {
+    let mut seen = BTreeSet::new();
+    for (index, element) in list.iter().enumerate() {
+        if !seen.insert(element) {
+            report.error(&format!("{path}[{index}]"), format!("{element} is there twice"), "each once");
+        }
+    }
+}
