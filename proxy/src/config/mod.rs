@@ -7,6 +7,7 @@ mod diff;
 mod ip_net;
 pub mod model;
 mod parse;
+pub mod port_owner;
 mod read;
 mod report;
 pub mod settings;

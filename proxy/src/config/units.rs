@@ -98,7 +98,8 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 
 /// In the largest binary unit that divides it.
 pub fn show_size(bytes: u64) -> String {
-    let unit = SIZE_UNITS.iter().rev().find(|(name, scale)| name.ends_with("iB") && bytes > 0 && bytes % scale == 0);
+    let unit =
+        SIZE_UNITS.iter().rev().find(|(name, scale)| name.ends_with("iB") && bytes > 0 && bytes.is_multiple_of(*scale));
     match unit {
         Some((name, scale)) => format!("{}{name}", bytes / scale),
         None => bytes.to_string(),

@@ -16,17 +16,28 @@ pub(super) fn validate(config: &Config, report: &mut Report) {
     }
     for (name, cluster) in &config.clusters {
         check_cluster(&format!("cluster.{name}"), cluster, report);
+    }
+    for (name, pool) in &config.pools {
+        check_pool(&format!("pool.{name}"), pool, config, report);
+    }
+    check_listeners(config, report);
+    // What looks unused beside an error is often what the error is about.
+    if report.errors.is_empty() {
+        warn_of_unused(config, report);
+    }
+}
+
+fn warn_of_unused(config: &Config, report: &mut Report) {
+    for name in config.clusters.keys() {
         if !config.pools.values().any(|pool| cluster_of(pool) == Some(name)) {
             report.warn(&format!("cluster.{name}"), "no pool uses it");
         }
     }
-    for (name, pool) in &config.pools {
-        check_pool(&format!("pool.{name}"), pool, config, report);
+    for name in config.pools.keys() {
         if !config.listeners.values().any(|listener| listener.pool == *name) {
             report.warn(&format!("pool.{name}"), "no listener uses it");
         }
     }
-    check_listeners(config, report);
 }
 
 fn cluster_of(pool: &Pool) -> Option<&String> {

@@ -13,8 +13,10 @@ use super::units;
 /// One kind of value. The problem and `expected` together are the message a person sees.
 pub(super) struct Kind<'k, T> {
     pub expected: String,
-    parse: Box<dyn Fn(&DeValue<'_>) -> Result<T, String> + 'k>,
+    parse: Box<Parse<'k, T>>,
 }
+
+type Parse<'k, T> = dyn Fn(&DeValue<'_>) -> Result<T, String> + 'k;
 
 impl<'k, T> Kind<'k, T> {
     pub fn new(expected: impl Into<String>, parse: impl Fn(&DeValue<'_>) -> Result<T, String> + 'k) -> Self {
