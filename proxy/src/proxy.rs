@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use crate::admin::Metrics;
 use crate::cluster::ClusterView;
 use crate::config::{self, Config};
 use crate::pool::Pool;
@@ -26,6 +27,7 @@ pub struct Proxy {
     /// The latest view of each cluster.
     pub clusters: ArcSwap<BTreeMap<String, watch::Receiver<Arc<ClusterView>>>>,
     pub threads: usize,
+    pub metrics: Metrics,
 }
 
 /// One `[listener.NAME]` as it runs.
@@ -58,7 +60,7 @@ impl ListenerCounters {
 }
 
 /// What a reload did, for the log and the command line.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ReloadReport {
     /// One line each: `listener.rw: added`, `pool.rw: backend 10.0.0.7:6432 removed`.
     pub changes: Vec<String>,

@@ -3,15 +3,23 @@
 //! Counters live with what they count (listener, backend, pool); the collectors only read them, so a metric costs the
 //! data plane nothing. `docs/metrics.md` documents every name; a test holds the two together.
 
+mod collect;
+mod process;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use crate::proxy::Proxy;
+
+/// Of what [`render`] makes.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What sessions and reloads report themselves. Cheap to clone: all clones share the same numbers.
 #[derive(Clone, Debug)]
@@ -74,6 +82,17 @@ impl Default for Metrics {
     }
 }
 
+/// One scrape, as OpenMetrics text.
+pub fn render(proxy: &Arc<Proxy>) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::default();
+    proxy.metrics.register(&mut registry);
+    registry.register_collector(Box::new(collect::ProxyCollector(proxy.clone())));
+    registry.register_collector(Box::new(process::ProcessCollector));
+    let mut text = String::with_capacity(64 * 1024);
+    text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
 // === impl Metrics ===
 
 impl Metrics {
@@ -115,8 +134,7 @@ impl Metrics {
         }
     }
 
-    /// For the next scrape; the registry shares the numbers.
-    pub fn register(&self, registry: &mut Registry) {
+    fn register(&self, registry: &mut Registry) {
         registry.register("pgsplice_startup_duration_seconds", "Accept to a whole first packet", self.startup.clone());
         registry.register(
             "pgsplice_pool_queue_wait_seconds",
@@ -150,6 +168,29 @@ impl QueueOutcome {
             Self::Full => "full",
             Self::Gone => "gone",
         }
+    }
+}
+
+// === impl Reloads ===
+
+impl Reloads {
+    fn collect(&self, out: &mut collect::Families<'_>) -> std::fmt::Result {
+        let results = [("success", &self.succeeded), ("failure", &self.failed)];
+        out.counter(
+            "pgsplice_config_reloads",
+            "Tries to load the configuration anew, by result",
+            results.map(|(result, count)| ([("result", result)], count.load(Relaxed))),
+        )?;
+        out.gauge(
+            "pgsplice_config_last_reload_successful",
+            "Whether the last try to load the configuration anew succeeded; 1 before the first",
+            [(collect::NONE, u64::from(!self.last_failed.load(Relaxed)))],
+        )?;
+        out.gauge(
+            "pgsplice_config_last_reload_success_timestamp_seconds",
+            "When the configuration was last loaded anew; 0 before the first time",
+            [(collect::NONE, self.last_success.load(Relaxed))],
+        )
     }
 }
 
