@@ -1,11 +1,17 @@
 //! What is true about a Patroni cluster.
 //!
 //! A [`store`] reads keys from the DCS, [`patroni`] turns them into roles, [`truth`] weighs them against what the
-//! members prove, and the result is one immutable [`ClusterView`] at a time.
+//! members [prove](proof), and the result is one immutable [`ClusterView`] at a time.
 
+mod follow;
+pub mod patroni;
+pub mod proof;
+pub mod resolve;
+pub mod store;
+pub mod truth;
 pub mod view;
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -26,9 +32,10 @@ pub struct ClusterHandle {
 ///
 /// # Panics
 /// Outside a tokio runtime.
-pub fn watch(name: &str, _config: &config::Cluster) -> ClusterHandle {
-    let (sender, view) = watch::channel(Arc::new(ClusterView { cluster: name.into(), ..ClusterView::default() }));
-    let task = tokio::spawn(async move { sender.closed().await }).abort_handle();
+pub fn watch(name: &str, config: &config::Cluster) -> ClusterHandle {
+    let follower = follow::Follower::new(name, config);
+    let (sender, view) = watch::channel(follower.view());
+    let task = tokio::spawn(follower.run(sender)).abort_handle();
     ClusterHandle { view, task }
 }
 
@@ -36,4 +43,11 @@ impl Drop for ClusterHandle {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Makes ring the crypto of every TLS in this process: with none chosen, rustls panics at the first handshake.
+fn install_crypto() {
+    static ONCE: Once = Once::new();
+    // An error means that another part of the process chose one already, which is as good.
+    ONCE.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
 }

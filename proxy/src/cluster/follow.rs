@@ -1,0 +1,198 @@
+//! Follows one cluster: feeds [`Truth`] from the store, the members and the resolver, and publishes its views.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::proof::{Answer, Prober};
+use super::resolve::Resolver;
+use super::store::{EtcdStore, Places, Store, StoreEvent};
+use super::truth::{Input, Now, Rules, Truth};
+use super::{ClusterView, StoreHealth};
+use crate::config;
+
+/// A proof stands for this many intervals (and one timeout) of silence: a restart of Patroni is no failover.
+const HOLD_INTERVALS: u32 = 5;
+/// The longest sleep; nothing depends on it.
+const IDLE: Duration = Duration::from_secs(60);
+
+pub(super) struct Follower {
+    name: String,
+    config: config::Cluster,
+    truth: Truth,
+    /// Or why there is none: a TLS file may yet turn up.
+    prober: Result<Prober, String>,
+    asking: JoinSet<Input>,
+    polls: BTreeMap<String, Poll>,
+    resolver: Resolver,
+}
+
+/// When a member is asked next.
+struct Poll {
+    api_url: String,
+    due: Instant,
+    running: bool,
+}
+
+impl Now {
+    fn read() -> Self {
+        Self { mono: Instant::now(), wall: SystemTime::now() }
+    }
+}
+
+// === impl Follower ===
+
+impl Follower {
+    pub(super) fn new(name: &str, config: &config::Cluster) -> Self {
+        let proof = &config.proof;
+        let rules = Rules {
+            cluster: name.into(),
+            leader_absent_debounce: config.leader_absent_debounce,
+            proof_hold: proof.interval * HOLD_INTERVALS + proof.timeout,
+        };
+        Self {
+            name: name.into(),
+            config: config.clone(),
+            truth: Truth::new(rules, Now::read()),
+            prober: Err(String::new()),
+            asking: JoinSet::new(),
+            polls: BTreeMap::new(),
+            resolver: Resolver::default(),
+        }
+    }
+
+    pub(super) fn view(&self) -> Arc<ClusterView> {
+        self.truth.view()
+    }
+
+    /// Runs until aborted, or until nobody reads the views.
+    pub(super) async fn run(mut self, views: watch::Sender<Arc<ClusterView>>) {
+        let (mut tasks, mut events) = self.start_store();
+        loop {
+            let wake = self.poll_due();
+            let input = tokio::select! {
+                () = views.closed() => return,
+                event = events.recv() => match event {
+                    Some(event) => event.into(),
+                    None => {
+                        // The store task ends only by a panic.
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        (tasks, events) = self.start_store();
+                        Input::Unreachable { why: "the store client failed and was started again".into() }
+                    }
+                },
+                Some(answer) = self.asking.join_next() => match answer {
+                    Ok(input) => input,
+                    Err(_) => Input::Tick,
+                },
+                (host, address) = self.resolver.changed() => Input::Resolved { host, address },
+                () = tokio::time::sleep_until(wake.into()) => Input::Tick,
+            };
+            if let Input::Answered { member, api_url, .. } = &input
+                && let Some(poll) = self.polls.get_mut(member).filter(|poll| poll.api_url == *api_url)
+            {
+                poll.running = false;
+            }
+            let key_before = self.truth.view().leader_key.clone();
+            if let Some(view) = self.truth.take(input, Now::read()) {
+                if view.leader_key != key_before {
+                    self.ask_all_now();
+                }
+                log_change(&self.name, &views.borrow(), &view);
+                views.send_replace(view);
+            }
+            debug_assert!(!tasks.is_empty());
+        }
+    }
+
+    /// The set ends its task when it is dropped with this future.
+    fn start_store(&self) -> (JoinSet<()>, mpsc::Receiver<StoreEvent>) {
+        let (sender, events) = mpsc::channel(16);
+        let places = Places::of(&self.config);
+        let mut tasks = JoinSet::new();
+        match &self.config.store {
+            config::StoreConfig::Etcd(etcd) => tasks.spawn(EtcdStore::new(etcd.clone()).follow(places, sender)),
+        };
+        (tasks, events)
+    }
+
+    /// Starts what is due and says when to come again.
+    fn poll_due(&mut self) -> Instant {
+        let now = Now::read();
+        let proof = &self.config.proof;
+        let interval = if self.truth.disagrees(now) { proof.fast_interval } else { proof.interval };
+        let mut before = std::mem::take(&mut self.polls);
+        for (member, api_url) in self.truth.to_ask() {
+            let poll = before.remove(member).filter(|poll| poll.api_url == api_url);
+            let mut poll = poll.unwrap_or_else(|| Poll { api_url: api_url.into(), due: now.mono, running: false });
+            // Going from slow to fast must not wait for the slow one.
+            poll.due = poll.due.min(now.mono + interval);
+            self.polls.insert(member.into(), poll);
+        }
+        for (member, poll) in self.polls.iter_mut().filter(|(_, poll)| !poll.running && poll.due <= now.mono) {
+            poll.running = true;
+            poll.due = now.mono + interval;
+            if self.prober.is_err() {
+                self.prober = Prober::new(proof, &self.config.scope).map_err(|error| error.to_string());
+            }
+            self.asking.spawn(ask(self.prober.clone(), member.clone(), poll.api_url.clone(), now.mono));
+        }
+        let polls = self.polls.values().filter(|poll| !poll.running).map(|poll| poll.due);
+        let resolve = self.resolver.poll(self.truth.to_resolve(), now.mono);
+        let wake = polls.chain(resolve).chain(self.truth.deadline(now)).min();
+        wake.unwrap_or(now.mono + IDLE)
+    }
+
+    /// The leader key moved: every proof asked for before is old news. An answer still under way comes on top.
+    fn ask_all_now(&mut self) {
+        let now = Instant::now();
+        for poll in self.polls.values_mut() {
+            poll.due = now;
+        }
+    }
+}
+
+async fn ask(prober: Result<Prober, String>, member: String, api_url: String, asked: Instant) -> Input {
+    let answer = match prober {
+        Ok(prober) => prober.ask(&member, &api_url).await,
+        Err(why) => Answer::Silent { why },
+    };
+    Input::Answered { member, api_url, asked, answer }
+}
+
+impl From<StoreEvent> for Input {
+    fn from(event: StoreEvent) -> Self {
+        match event {
+            StoreEvent::Snapshot { revision, keys, bouncers } => Self::Snapshot { revision, keys, bouncers },
+            StoreEvent::Unreachable { why } => Self::Unreachable { why },
+        }
+    }
+}
+
+/// What an operator wants to find in the log after a bad night.
+fn log_change(cluster: &str, old: &ClusterView, new: &ClusterView) {
+    match (&old.store, &new.store) {
+        (StoreHealth::Unreachable { .. }, StoreHealth::Unreachable { .. }) => {}
+        (_, StoreHealth::Unreachable { why, .. }) => tracing::warn!(cluster, why, "store unreachable: view frozen"),
+        (StoreHealth::Connected { .. }, _) | (_, StoreHealth::Starting) => {}
+        (_, StoreHealth::Connected { revision }) => tracing::info!(cluster, revision, "store connected"),
+    }
+    if old.leader_key != new.leader_key {
+        tracing::info!(cluster, old = old.leader_key, new = new.leader_key, "leader key changed");
+    }
+    match (&old.primary, &new.primary) {
+        (old, Some(new)) if old.as_ref() != Some(new) => {
+            tracing::info!(cluster, member = new.member, timeline = new.timeline, "primary open");
+        }
+        (Some(old), None) => {
+            tracing::warn!(cluster, member = old.member, why = new.closed_because, "primary closed");
+        }
+        _ => {}
+    }
+    for (member, why) in new.cut.iter().filter(|(member, _)| !old.cut.contains_key(*member)) {
+        tracing::info!(cluster, member, why, "sessions to this member are cut");
+    }
+}

@@ -1,0 +1,218 @@
+//! What a member says of itself: `GET /patroni` on its REST API, asked on time and never piling up.
+//!
+//! Patroni answers 200 with `state`, `role` and, when a query to PostgreSQL worked, `timeline`; there `role` is
+//! `primary` exactly if `pg_is_in_recovery()` is false. Where the query failed it repeats what it remembers, without
+//! a timeline and with a state other than `running` (`patroni/api.py`, `get_postgresql_status`).
+
+use std::path::Path;
+use std::time::Duration;
+
+use reqwest::{Certificate, Client, Identity, Url};
+use serde_json::Value;
+
+use super::patroni;
+use crate::config::{ProofConfig, TlsFiles};
+
+/// Patroni's own status stays under 10 kB even with many replicas; more is not Patroni.
+const MAX_BODY: usize = 256 * 1024;
+
+/// One answer, or the lack of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Running, out of recovery.
+    Primary {
+        timeline: u32,
+        system_id: Option<String>,
+    },
+    /// Anything else it said. `role` and `state` as Patroni writes them.
+    NotPrimary {
+        role: String,
+        state: String,
+        timeline: Option<u32>,
+    },
+    Silent {
+        why: String,
+    },
+}
+
+impl Answer {
+    /// Reads the body of an answer. `member` and `scope` are who was asked: an address that was given to another
+    /// cluster or member proves nothing.
+    pub fn read(body: &[u8], scope: &str, member: &str) -> Self {
+        let Some(map) = patroni::object(body) else {
+            return Self::silent("its answer is not a JSON object");
+        };
+        let about = map.get("patroni").and_then(Value::as_object);
+        let said = |key| about.and_then(|about| patroni::string(about, key));
+        if let Some(other) = said("scope").filter(|said| said != scope) {
+            return Self::silent(format!("the answer is from scope {other:?}, not {scope:?}"));
+        }
+        if let Some(other) = said("name").filter(|said| said != member) {
+            return Self::silent(format!("the answer is from member {other:?}, not {member:?}"));
+        }
+        let Some(state) = patroni::string(&map, "state") else {
+            return Self::silent("its answer has no state");
+        };
+        let role = patroni::string(&map, "role").unwrap_or_default();
+        let timeline = map.get("timeline").and_then(patroni::number).and_then(|timeline| u32::try_from(timeline).ok());
+        match timeline {
+            Some(timeline) if timeline > 0 && state == "running" && is_primary_role(&role) => {
+                let system_id = patroni::string(&map, "database_system_identifier");
+                Self::Primary { timeline, system_id }
+            }
+            _ => Self::NotPrimary { role, state, timeline },
+        }
+    }
+
+    fn silent(why: impl Into<String>) -> Self {
+        Self::Silent { why: why.into() }
+    }
+}
+
+/// `master` until Patroni 4.
+pub fn is_primary_role(role: &str) -> bool {
+    matches!(role, "primary" | "master")
+}
+
+/// Asks members; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Prober {
+    client: Client,
+    scope: String,
+    timeout: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProberError {
+    #[error("proof.tls: cannot read {path}: {source}")]
+    Read { path: String, source: std::io::Error },
+    #[error("proof.tls: {path}: {source}")]
+    Pem { path: String, source: reqwest::Error },
+    #[error("proof.tls: {0}")]
+    Build(reqwest::Error),
+}
+
+impl Prober {
+    /// Reads the TLS files.
+    pub fn new(config: &ProofConfig, scope: &str) -> Result<Self, ProberError> {
+        super::install_crypto();
+        // Proxy settings of the environment must not stand between us and a member.
+        let mut builder = Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(config.timeout)
+            .connect_timeout(config.timeout)
+            .pool_max_idle_per_host(1);
+        let TlsFiles { ca, cert, key, .. } = &config.tls;
+        if let Some(path) = ca {
+            let certs = Certificate::from_pem_bundle(&read(path)?)
+                .map_err(|source| ProberError::Pem { path: path.display().to_string(), source })?;
+            builder = builder.tls_certs_only(certs);
+        }
+        if let (Some(cert), Some(key)) = (cert, key) {
+            let mut pem = read(cert)?;
+            pem.push(b'\n');
+            pem.extend(read(key)?);
+            let identity = Identity::from_pem(&pem)
+                .map_err(|source| ProberError::Pem { path: cert.display().to_string(), source })?;
+            builder = builder.identity(identity);
+        }
+        let client = builder.build().map_err(ProberError::Build)?;
+        Ok(Self { client, scope: scope.into(), timeout: config.timeout })
+    }
+
+    /// Ends within the configured timeout.
+    pub async fn ask(&self, member: &str, api_url: &str) -> Answer {
+        match tokio::time::timeout(self.timeout, self.fetch(api_url)).await {
+            Ok(Ok(body)) => Answer::read(&body, &self.scope, member),
+            Ok(Err(why)) => Answer::Silent { why },
+            Err(_) => Answer::silent(format!("no answer within {:?}", self.timeout)),
+        }
+    }
+
+    async fn fetch(&self, api_url: &str) -> Result<Vec<u8>, String> {
+        let mut url = Url::parse(api_url).map_err(|error| format!("api_url {api_url:?}: {error}"))?;
+        url.set_path("/patroni");
+        url.set_query(None);
+        let mut response = self.client.get(url).send().await.map_err(|error| cause(&error))?;
+        let status = response.status().as_u16();
+        // `/patroni` is always 200; 503 is what the health checks answer with the same body.
+        if status != 200 && status != 503 {
+            return Err(format!("answered HTTP {status}"));
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| cause(&error))? {
+            if body.len() + chunk.len() > MAX_BODY {
+                return Err(format!("its answer is longer than {MAX_BODY} bytes"));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ProberError> {
+    std::fs::read(path).map_err(|source| ProberError::Read { path: path.display().to_string(), source })
+}
+
+/// The innermost cause: "Connection refused" rather than "error sending request for url".
+fn cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(body: &str) -> Answer {
+        Answer::read(body.as_bytes(), "lab", "pg1")
+    }
+
+    /// What Patroni 4.0.7 answers on a primary.
+    const PRIMARY: &str = r#"{"state":"running","postmaster_start_time":"2026-11-22 21:00:00.1+00:00","role":"primary","server_version":170006,"xlog":{"location":83886080},"timeline":2,"replication":[],"dcs_last_seen":1763848800,"database_system_identifier":"7711081407681433332","patroni":{"version":"4.0.7","scope":"lab","name":"pg1"}}"#;
+
+    #[test]
+    fn a_running_primary_with_a_timeline_proves_it() {
+        let primary = Answer::Primary { timeline: 2, system_id: Some("7711081407681433332".into()) };
+        assert_eq!(read(PRIMARY), primary);
+        assert_eq!(read(&PRIMARY.replace("\"primary\"", "\"master\"")), primary, "Patroni 3");
+    }
+
+    #[test]
+    fn a_primary_that_is_starting_or_has_no_timeline_proves_nothing() {
+        for (from, to) in [("running", "starting"), ("running", "unknown"), ("timeline", "other")] {
+            let answer = read(&PRIMARY.replace(from, to));
+            assert!(matches!(answer, Answer::NotPrimary { .. }), "{to}: {answer:?}");
+        }
+    }
+
+    #[test]
+    fn standby_leader_replica_promoted_and_demoted_prove_nothing() {
+        for role in ["standby_leader", "replica", "promoted", "demoted", "uninitialized", ""] {
+            let answer = read(&PRIMARY.replace("\"primary\"", &format!("{role:?}")));
+            assert!(matches!(&answer, Answer::NotPrimary { role: said, .. } if said == role), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_from_another_cluster_or_member_is_no_answer() {
+        for (from, to) in [(r#""scope":"lab""#, r#""scope":"prod""#), (r#""name":"pg1""#, r#""name":"pg9""#)] {
+            assert!(matches!(read(&PRIMARY.replace(from, to)), Answer::Silent { .. }));
+        }
+        let patroni_3 = PRIMARY.replace(r#","name":"pg1""#, "");
+        assert!(matches!(read(&patroni_3), Answer::Primary { .. }), "3.x gives no name");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            Answer::read(&body, "lab", "pg1");
+        }
+    }
+}

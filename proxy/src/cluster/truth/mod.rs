@@ -1,0 +1,410 @@
+//! Who is primary: a state machine fed with what the store says, what the members prove, and the time.
+//!
+//! It does no I/O and reads no clock. [`Truth::take`] takes one input and returns a new view if something changed;
+//! `docs/cluster.md` states the rules in prose.
+
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::patroni::{Keys, PatroniKeys};
+use super::proof::{Answer, is_primary_role};
+use super::resolve::HostPort;
+use super::{Bouncer, ClusterView, Primary, StoreHealth};
+
+/// How long after a change disagreeing proofs are asked for at the fast interval. A standby cluster disagrees for
+/// ever, and a poll costs the member a query.
+const FAST_FOR: Duration = Duration::from_secs(60);
+
+/// What is held true about one cluster.
+#[derive(Debug)]
+pub struct Truth {
+    rules: Rules,
+    store: StoreHealth,
+    keys: PatroniKeys,
+    bouncers: BTreeMap<String, Bouncer>,
+    named: Named,
+    words: BTreeMap<String, Word>,
+    addresses: BTreeMap<HostPort, SocketAddr>,
+    /// Highest timeline proved by a leader the key named, by system identifier. An unknown one is "".
+    floors: BTreeMap<String, u32>,
+    /// The last `initialize` that was not empty.
+    system_id: String,
+    open: Option<Primary>,
+    /// Everyone ever opened in this system identifier, and where it was asked last. A member's key goes with the
+    /// leader key when its Patroni dies, but its sessions must still be cut, and it may still prove primary.
+    once_open: BTreeMap<String, Option<String>>,
+    /// When the key, the store's health or the open primary changed last.
+    changed: Instant,
+    published: Arc<ClusterView>,
+}
+
+/// The constants the rules need.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Patroni's scope and ours.
+    pub cluster: String,
+    pub leader_absent_debounce: Duration,
+    /// How long a proof stands while nothing newer was heard from the member.
+    pub proof_hold: Duration,
+}
+
+/// One moment on both clocks: intervals are measured on the first, views show the second.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    pub mono: Instant,
+    pub wall: SystemTime,
+}
+
+/// Something happened.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// The store is connected and this is everything in it.
+    Snapshot {
+        revision: i64,
+        keys: Keys,
+        /// By bouncer name.
+        bouncers: Keys,
+    },
+    /// The store is away.
+    Unreachable {
+        why: String,
+    },
+    /// A member answered, or did not. `asked` is when the question was put, `api_url` to whom.
+    Answered {
+        member: String,
+        api_url: String,
+        asked: Instant,
+        answer: Answer,
+    },
+    Resolved {
+        host: HostPort,
+        address: SocketAddr,
+    },
+    /// Time went by.
+    Tick,
+}
+
+/// The leader key.
+#[derive(Clone, Debug, PartialEq)]
+enum Named {
+    /// No snapshot yet.
+    Unknown,
+    Absent {
+        since: Instant,
+    },
+    Member {
+        name: String,
+        since: Instant,
+    },
+}
+
+/// All that one member has said.
+#[derive(Clone, Debug, Default)]
+struct Word {
+    api_url: String,
+    /// The last primary proof, until the member says something else.
+    proved: Option<Proved>,
+    /// Its last word, silence left out: role and state, if it was not a proof.
+    denied: Option<Denied>,
+    /// What the view shows.
+    shown: super::Proof,
+    /// When the newest answer was asked for: an older one that arrives late changes nothing.
+    asked: Option<Instant>,
+}
+
+#[derive(Clone, Debug)]
+struct Proved {
+    timeline: u32,
+    system_id: Option<String>,
+    asked: Instant,
+}
+
+#[derive(Clone, Debug)]
+struct Denied {
+    role: String,
+    state: String,
+}
+
+// === impl Truth ===
+
+impl Truth {
+    pub fn new(rules: Rules, now: Now) -> Self {
+        let mut truth = Self {
+            store: StoreHealth::Starting,
+            keys: PatroniKeys::default(),
+            bouncers: BTreeMap::new(),
+            named: Named::Unknown,
+            words: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            floors: BTreeMap::new(),
+            system_id: String::new(),
+            open: None,
+            once_open: BTreeMap::new(),
+            changed: now.mono,
+            published: Arc::default(),
+            rules,
+        };
+        truth.decide(now);
+        truth
+    }
+
+    /// The last view.
+    pub fn view(&self) -> Arc<ClusterView> {
+        self.published.clone()
+    }
+
+    /// Takes one input. Returns the view if it changed in more than its times and the store's revision.
+    pub fn take(&mut self, input: Input, now: Now) -> Option<Arc<ClusterView>> {
+        match input {
+            Input::Snapshot { revision, keys, bouncers } => self.snapshot(revision, &keys, &bouncers, now),
+            Input::Unreachable { why } => self.unreachable(why, now),
+            Input::Answered { member, api_url, asked, answer } => self.answered(&member, &api_url, asked, answer, now),
+            Input::Resolved { host, address } => {
+                self.addresses.insert(host, address);
+            }
+            Input::Tick => {}
+        }
+        self.decide(now)
+    }
+
+    /// Whom to ask for proof: name and `api_url`.
+    pub fn to_ask(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.words.iter().filter(|(_, word)| !word.api_url.is_empty()).map(|(name, word)| (&**name, &*word.api_url))
+    }
+
+    /// Hosts whose addresses the view needs.
+    pub fn to_resolve(&self) -> BTreeSet<HostPort> {
+        let urls = self.keys.members.values().flat_map(|member| [&member.conn_url, &member.proxy_url]);
+        urls.flatten().filter_map(|url| HostPort::of_url(url)).collect()
+    }
+
+    /// Whether the leader key and the proofs disagree, so that members are asked at the fast interval.
+    pub fn disagrees(&self, now: Now) -> bool {
+        if now.mono.saturating_duration_since(self.changed) > FAST_FOR {
+            return false;
+        }
+        match &self.named {
+            Named::Unknown => false,
+            Named::Absent { .. } => !self.once_open.is_empty(),
+            Named::Member { name, .. } => {
+                self.open.as_ref().is_none_or(|open| open.member != *name)
+                    || self.words.keys().any(|other| other != name && self.standing_proof(other, now).is_some())
+            }
+        }
+    }
+
+    /// When time alone may change the view next: send a [`Input::Tick`] then.
+    pub fn deadline(&self, now: Now) -> Option<Instant> {
+        let debounce = match self.named {
+            Named::Absent { since } if self.open.is_some() => Some(since + self.rules.leader_absent_debounce),
+            _ => None,
+        };
+        let lapses = self.words.values().filter_map(|word| Some(word.proved.as_ref()?.asked + self.rules.proof_hold));
+        lapses.chain(debounce).filter(|at| *at > now.mono).min()
+    }
+
+    fn snapshot(&mut self, revision: i64, keys: &Keys, bouncers: &Keys, now: Now) {
+        self.store = StoreHealth::Connected { revision };
+        self.keys = PatroniKeys::parse(keys);
+        self.bouncers =
+            bouncers.iter().filter_map(|(name, value)| Some((name.clone(), bouncer(name, value)?))).collect();
+        self.name_leader(now);
+        if let Some(id) = self.keys.initialize.as_ref().filter(|id| **id != self.system_id) {
+            if !self.system_id.is_empty() {
+                self.once_open.clear();
+            }
+            self.system_id = id.clone();
+        }
+        let mut asked = self.once_open.clone();
+        asked.extend(self.keys.members.iter().map(|(name, member)| (name.clone(), member.api_url.clone())));
+        self.words.retain(|name, _| asked.contains_key(name));
+        for (name, api_url) in asked {
+            let api_url = api_url.unwrap_or_default();
+            let word = self.words.entry(name).or_default();
+            if word.api_url != api_url {
+                // Another place answers from now on: what the old one said is not its word.
+                *word = Word { api_url, ..Word::default() };
+            }
+        }
+        let needed = self.to_resolve();
+        self.addresses.retain(|host, _| needed.contains(host));
+    }
+
+    fn name_leader(&mut self, now: Now) {
+        let since = now.mono;
+        match (&self.keys.leader, &self.named) {
+            (None, Named::Absent { .. }) => {}
+            (Some(leader), Named::Member { name, .. }) if leader == name => {}
+            (None, _) => self.named = Named::Absent { since },
+            (Some(leader), _) => self.named = Named::Member { name: leader.clone(), since },
+        }
+    }
+
+    fn unreachable(&mut self, why: String, now: Now) {
+        let since = match self.store {
+            StoreHealth::Unreachable { since, .. } => since,
+            _ => now.wall,
+        };
+        self.store = StoreHealth::Unreachable { since, why };
+    }
+
+    fn answered(&mut self, member: &str, api_url: &str, asked: Instant, answer: Answer, now: Now) {
+        let Some(word) = self.words.get_mut(member) else { return };
+        if word.api_url != api_url || word.asked.is_some_and(|newest| asked < newest) {
+            return;
+        }
+        word.asked = Some(asked);
+        word.hear(answer, asked, now);
+        self.raise_floor(member, now);
+    }
+
+    /// A leader the key names has proved a timeline: no lower one is opened from now on.
+    fn raise_floor(&mut self, member: &str, now: Now) {
+        let Named::Member { name, since } = &self.named else { return };
+        if name != member {
+            return;
+        }
+        if let Some(proved) = self.standing_proof(member, now).filter(|proved| proved.asked >= *since) {
+            let timeline = proved.timeline;
+            let floor = self.floors.entry(self.system_id.clone()).or_default();
+            *floor = timeline.max(*floor);
+        }
+    }
+
+    /// A proof that is neither too old nor from another database system.
+    fn standing_proof(&self, member: &str, now: Now) -> Option<&Proved> {
+        let proved = self.words.get(member)?.proved.as_ref()?;
+        let fresh = now.mono.saturating_duration_since(proved.asked) < self.rules.proof_hold;
+        (fresh && self.foreign_system(proved).is_none()).then_some(proved)
+    }
+
+    /// The system identifier a proof came with, if it is not the cluster's.
+    fn foreign_system<'a>(&self, proved: &'a Proved) -> Option<&'a str> {
+        let (ours, theirs) = (self.keys.initialize.as_deref()?, proved.system_id.as_deref()?);
+        (ours != theirs).then_some(theirs)
+    }
+
+    fn decide(&mut self, now: Now) -> Option<Arc<ClusterView>> {
+        let (open, closed_because) = match self.opening(now) {
+            Ok((member, timeline)) => {
+                let since = match &self.open {
+                    Some(open) if open.member == member && open.timeline == timeline => open.since,
+                    _ => now.wall,
+                };
+                (Some(Primary { member, timeline, since }), String::new())
+            }
+            Err(why) => (None, why),
+        };
+        self.open = open;
+        if let Some(open) = &self.open {
+            let api_url = self.words.get(&open.member).map(|word| word.api_url.clone());
+            self.once_open.insert(open.member.clone(), api_url);
+        }
+        self.publish(closed_because, now)
+    }
+
+    /// The rule of rules: the member the primary pool is open to, with its timeline, or why there is none.
+    fn opening(&self, now: Now) -> Result<(String, u32), String> {
+        let (name, named_since) = match &self.named {
+            Named::Unknown => return Err(self.nothing_known()),
+            Named::Absent { since } => return self.leaderless(*since, now),
+            Named::Member { name, since } => (name, *since),
+        };
+        let proved = self.standing_proof(name, now).ok_or_else(|| self.unproved(name))?;
+        let already = self.open.as_ref().is_some_and(|open| open.member == *name);
+        if !already && proved.asked < named_since {
+            return Err(format!("the leader key names {name}, which has not proved to be primary since"));
+        }
+        self.not_below_another(name, proved, now)?;
+        Ok((name.clone(), proved.timeline))
+    }
+
+    /// The leader key is absent: whoever was open stays open for the debounce, as long as it proves primary.
+    fn leaderless(&self, since: Instant, now: Now) -> Result<(String, u32), String> {
+        let absent = || "no member holds the leader key".to_string();
+        if now.mono.saturating_duration_since(since) >= self.rules.leader_absent_debounce {
+            return Err(absent());
+        }
+        let name = &self.open.as_ref().ok_or_else(absent)?.member;
+        let proved = self.standing_proof(name, now).ok_or_else(absent)?;
+        self.not_below_another(name, proved, now)?;
+        Ok((name.clone(), proved.timeline))
+    }
+
+    fn not_below_another(&self, name: &str, proved: &Proved, now: Now) -> Result<(), String> {
+        let timeline = proved.timeline;
+        let floor = self.floors.get(&self.system_id).copied().unwrap_or(0);
+        if timeline < floor {
+            return Err(format!(
+                "{name} proves timeline {timeline}, but a leader of this cluster has proved {floor} before: \
+                 if it was restored on purpose, restart pgsplice"
+            ));
+        }
+        if !matches!(self.store, StoreHealth::Unreachable { .. }) {
+            return Ok(());
+        }
+        let above = |other: &&String| {
+            *other != name && self.standing_proof(other, now).is_some_and(|theirs| theirs.timeline > timeline)
+        };
+        match self.words.keys().find(above) {
+            Some(other) => Err(format!(
+                "the store is away and {other} proves primary on a higher timeline than {name}'s {timeline}"
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+// === impl Word ===
+
+impl Word {
+    fn hear(&mut self, answer: Answer, asked: Instant, now: Now) {
+        let at = now.wall;
+        self.shown = match answer {
+            Answer::Primary { timeline, system_id } => {
+                self.proved = Some(Proved { timeline, system_id, asked });
+                self.denied = None;
+                super::Proof::Primary { timeline, at }
+            }
+            Answer::NotPrimary { role, state, timeline } => {
+                self.proved = None;
+                self.denied = Some(Denied { role: role.clone(), state: state.clone() });
+                super::Proof::NotPrimary { role, state, timeline, at }
+            }
+            // Silence neither proves nor takes back: the last proof lapses by itself.
+            Answer::Silent { why } => match &self.shown {
+                super::Proof::Silent { since, .. } => super::Proof::Silent { why, since: *since },
+                _ => super::Proof::Silent { why, since: at },
+            },
+        };
+    }
+}
+
+// === impl Denied ===
+
+impl Denied {
+    /// Whether it is in recovery or demoted, and not merely starting or crashed in its place.
+    fn is_demotion(&self) -> bool {
+        !is_primary_role(&self.role) && self.role != "promoted"
+    }
+}
+
+/// What cannot be read is not a bouncer.
+fn bouncer(name: &str, value: &[u8]) -> Option<Bouncer> {
+    match serde_json::from_slice::<Bouncer>(value) {
+        Ok(bouncer) => Some(Bouncer { name: name.into(), ..bouncer }),
+        Err(error) => {
+            tracing::warn!(bouncer = name, %error, "a registered bouncer cannot be read and is left out");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;

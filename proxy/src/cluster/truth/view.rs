@@ -1,0 +1,129 @@
+//! From what is held true to the [`ClusterView`] that is published, and whether it is worth publishing.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::{HostPort, Named, Now, Truth};
+use crate::cluster::patroni::MemberKey;
+use crate::cluster::{ClusterView, Member, Proof, StoreHealth};
+
+impl Truth {
+    pub(super) fn publish(&mut self, closed_because: String, now: Now) -> Option<Arc<ClusterView>> {
+        let old = &self.published;
+        let view = ClusterView {
+            cluster: self.rules.cluster.clone(),
+            generation: old.generation + 1,
+            store: self.store.clone(),
+            system_id: self.keys.initialize.clone(),
+            leader_key: self.keys.leader.clone(),
+            primary: self.open.clone(),
+            closed_because,
+            members: self.keys.members.iter().map(|(name, key)| (name.clone(), self.member(name, key))).collect(),
+            bouncers: self.bouncers.clone(),
+            cut: self.cuts(),
+        };
+        if old.generation > 0 && without_times(&view) == without_times(old) {
+            return None;
+        }
+        let moved = old.leader_key != view.leader_key
+            || old.primary != view.primary
+            || std::mem::discriminant(&old.store) != std::mem::discriminant(&view.store);
+        if moved {
+            self.changed = now.mono;
+        }
+        self.published = Arc::new(view);
+        Some(self.published.clone())
+    }
+
+    fn member(&self, name: &str, key: &MemberKey) -> Member {
+        let lag = self.keys.optime.zip(key.replayed).map(|(optime, replayed)| optime.saturating_sub(replayed));
+        Member {
+            name: name.into(),
+            role: key.role.clone(),
+            state: key.state.clone(),
+            conn_url: key.conn_url.clone(),
+            api_url: key.api_url.clone(),
+            conn_addr: self.address(&key.conn_url),
+            proxy_addr: self.address(&key.proxy_url),
+            timeline: key.timeline,
+            lag,
+            tags: key.tags.clone(),
+            proof: self.words.get(name).map(|word| word.shown.clone()).unwrap_or_default(),
+        }
+    }
+
+    fn address(&self, url: &Option<String>) -> Option<SocketAddr> {
+        let host = HostPort::of_url(url.as_ref()?)?;
+        host.literal().or_else(|| self.addresses.get(&host).copied())
+    }
+
+    /// Everyone whose sessions must end: the key names another, or it says itself that it is not primary.
+    fn cuts(&self) -> BTreeMap<String, String> {
+        let leader = match &self.named {
+            Named::Member { name, .. } => Some(name),
+            Named::Unknown | Named::Absent { .. } => None,
+        };
+        let known = self.words.keys();
+        known.filter_map(|name| Some((name.clone(), self.cut(name, leader)?))).collect()
+    }
+
+    fn cut(&self, name: &str, leader: Option<&String>) -> Option<String> {
+        let denied = self.words.get(name).and_then(|word| word.denied.as_ref());
+        match (denied.filter(|denied| denied.is_demotion()), leader) {
+            (Some(denied), _) => Some(format!("{name} says it is {} ({})", denied.role, denied.state)),
+            (None, Some(leader)) if leader != name => Some(format!("the leader key names {leader}")),
+            _ => None,
+        }
+    }
+
+    pub(super) fn nothing_known(&self) -> String {
+        match &self.store {
+            StoreHealth::Unreachable { why, .. } => format!("the store was never reached: {why}"),
+            _ => "nothing heard from the store yet".into(),
+        }
+    }
+
+    /// Why the member the key names is not held to be primary.
+    pub(super) fn unproved(&self, name: &str) -> String {
+        let Some(word) = self.words.get(name) else {
+            return format!("the leader key names {name}, which has no member key");
+        };
+        if let Some(theirs) = word.proved.as_ref().and_then(|proved| self.foreign_system(proved)) {
+            let ours = self.keys.initialize.as_deref().unwrap_or_default();
+            return format!("{name} runs database system {theirs}, but the cluster's is {ours}");
+        }
+        let what = match &word.shown {
+            _ if word.api_url.is_empty() => "has no api_url in its member key".into(),
+            Proof::NotAsked => "has not been asked yet".into(),
+            Proof::Primary { .. } => "proved to be primary too long ago".into(),
+            Proof::NotPrimary { role, state, .. } if self.keys.config.standby_cluster => {
+                format!("says it is {role} ({state}): this is a standby cluster, which has no primary")
+            }
+            Proof::NotPrimary { role, state, .. } => format!("says it is {role} ({state})"),
+            Proof::Silent { why, .. } => format!("does not answer: {why}"),
+        };
+        format!("the leader key names {name}, which {what}")
+    }
+}
+
+/// The view with everything left out that may change without being news.
+fn without_times(view: &ClusterView) -> ClusterView {
+    let mut view = view.clone();
+    let never = SystemTime::UNIX_EPOCH;
+    view.generation = 0;
+    match &mut view.store {
+        StoreHealth::Starting => {}
+        StoreHealth::Connected { revision } => *revision = 0,
+        StoreHealth::Unreachable { since, .. } => *since = never,
+    }
+    for member in view.members.values_mut() {
+        match &mut member.proof {
+            Proof::NotAsked => {}
+            Proof::Primary { at, .. } | Proof::NotPrimary { at, .. } => *at = never,
+            Proof::Silent { since, .. } => *since = never,
+        }
+    }
+    view
+}
