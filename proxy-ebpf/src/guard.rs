@@ -5,6 +5,8 @@ pub const LISTENERS: &str = "LISTENERS";
 pub const COUNTERS: &str = "COUNTERS";
 pub const DENY4: &str = "DENY4";
 pub const DENY6: &str = "DENY6";
+/// User space only: the listener that each id stands for, so that a new process goes on counting where the last one ended.
+pub const NAMES: &str = "NAMES";
 
 /// The XDP program for kernels with multi-buffer frames (5.18 and later) and the one for those without.
 pub const PROGRAM_FRAGS: &str = "guard_frags";
@@ -61,10 +63,24 @@ pub struct GuardCounters {
     pub denied: u64,
 }
 
-/// Value of `DENY4` and `DENY6`: who put the prefix there. An entry with no bit set does not exist.
+/// Value of `DENY4` and `DENY6`, one a prefix.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DenyEntry {
+    /// Who put it there, `DENY_BY_*` bits; never none.
+    pub by: u32,
+    pub pad: u32,
+    /// Packets dropped because this was the longest prefix that held their source.
+    pub dropped: u64,
+}
+
+/// `guard.deny` of the configuration.
 pub const DENY_BY_CONFIG: u32 = 1;
 /// `pgsplice deny add`.
 pub const DENY_BY_COMMAND: u32 = 2;
+
+/// Value of `NAMES`, indexed by listener id: UTF-8, zeroes after it; all zeroes is a free id.
+pub type ListenerName = [u8; 64];
 
 #[cfg(feature = "host")]
 mod pod {
@@ -72,6 +88,8 @@ mod pod {
     unsafe impl aya::Pod for super::ListenerKey {}
     // SAFETY: repr(C) of four u64: no padding, every bit pattern is a value.
     unsafe impl aya::Pod for super::GuardCounters {}
+    // SAFETY: repr(C) with its padding named: every bit pattern is a value.
+    unsafe impl aya::Pod for super::DenyEntry {}
 }
 
 #[cfg(test)]
@@ -83,6 +101,7 @@ mod tests {
         assert_eq!(crate::LAYOUT_VERSION, 1);
         assert_eq!(size_of::<ListenerKey>(), 20);
         assert_eq!(size_of::<GuardCounters>(), 32);
+        assert_eq!(size_of::<DenyEntry>(), 16);
         assert_eq!((MAX_LISTENERS, MAX_LISTENER_ADDRESSES, MAX_DENY), (256, 1024, 65_536));
     }
 

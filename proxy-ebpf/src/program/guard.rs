@@ -17,11 +17,11 @@ pub fn admit(ctx: &XdpContext, len: u64) -> Option<u32> {
     let packet = match parse(ctx)? {
         Frame::Tcp(packet) => packet,
         // It may be for a listener and cannot be told: refuse it to those who are denied, and to nobody else.
-        Frame::TooDeep(source) => return Some(if is_denied(&source) { XDP_DROP } else { XDP_PASS }),
+        Frame::TooDeep(source) => return Some(if deny(&source) { XDP_DROP } else { XDP_PASS }),
         Frame::Other => return None,
     };
     let id = listener(ctx, &packet)?;
-    let denied = is_denied(&packet.src);
+    let denied = deny(&packet.src);
     count(id, len, packet.opens, denied);
     Some(if denied { XDP_DROP } else { XDP_PASS })
 }
@@ -39,12 +39,17 @@ fn listener(ctx: &XdpContext, packet: &Tcp) -> Option<u32> {
     if route::is_forwarded(ctx, packet) { None } else { Some(id) }
 }
 
+/// Is the source on a deny list? Counts on the entry that says so.
 #[inline(always)]
-fn is_denied(source: &Source) -> bool {
-    match source {
-        Source::V4(addr) => DENY4.get(Key::new(32, *addr)).is_some(),
-        Source::V6(addr) => DENY6.get(Key::new(128, *addr)).is_some(),
+fn deny(source: &Source) -> bool {
+    let entry = match source {
+        Source::V4(addr) => DENY4.get(Key::new(32, *addr)),
+        Source::V6(addr) => DENY6.get(Key::new(128, *addr)),
+    };
+    if let Some(entry) = entry {
+        entry.count();
     }
+    entry.is_some()
 }
 
 #[inline(always)]

@@ -1,1 +1,22 @@
-//! TODO(room): see docs/architecture.md
+//! The kernel side, seen from user space: the embedded object, its maps as Rust types, its pins, its place on an
+//! interface.
+//!
+//! What must outlive this process stands on bpffs, under `guard.pin_path`:
+//!
+//! ```text
+//! v1/maps/NAME     the maps of layout version 1
+//! links/INTERFACE  the attachment; no version, so that a new program takes it over without a gap
+//! ```
+
+mod link;
+mod maps;
+mod netlink;
+mod object;
+mod pins;
+mod sys;
+
+pub use link::{AttachError, AttachMode, Attachment, Interfaces};
+pub use maps::{Maps, listener_key};
+pub use netlink::{XdpState, xdp_state};
+pub use object::{LoadError, OBJECT, Object};
+pub use pins::{PinError, Pins, is_bpffs};
