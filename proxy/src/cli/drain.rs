@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 
 use super::client::ClientArgs;
+use super::table::count;
+use crate::admin::api;
 
 /// Give a backend no new sessions; those it has go on
 #[derive(Debug, clap::Args)]
@@ -17,6 +19,17 @@ pub struct Args {
     pub client: ClientArgs,
 }
 
-pub fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("drain: not built yet")
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let request = api::DrainRequest { backend: args.backend, pool: args.pool };
+    let answer: api::Drained = args.client.post("/v1/drain", &request)?;
+    args.client.print(&answer, human)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn human(answer: &api::Drained) -> String {
+    let left = match answer.sessions {
+        0 => "no session is left".into(),
+        n => format!("{} still there", count(n as usize, "session")),
+    };
+    format!("drained {}; {left}\n", answer.backends.join(", "))
 }

@@ -14,6 +14,7 @@ pub mod reload;
 pub mod run;
 pub mod sessions;
 pub mod status;
+pub mod table;
 pub mod undrain;
 
 use std::process::ExitCode;

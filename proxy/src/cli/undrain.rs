@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use super::client::ClientArgs;
+use crate::admin::api;
 
 /// Give a drained backend sessions again
 #[derive(Debug, clap::Args)]
@@ -17,6 +18,13 @@ pub struct Args {
     pub client: ClientArgs,
 }
 
-pub fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("undrain: not built yet")
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let request = api::DrainRequest { backend: args.backend, pool: args.pool };
+    let answer: api::Drained = args.client.post("/v1/undrain", &request)?;
+    args.client.print(&answer, human)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn human(answer: &api::Drained) -> String {
+    format!("undrained {}\n", answer.backends.join(", "))
 }
