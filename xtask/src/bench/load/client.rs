@@ -1,7 +1,7 @@
 //! `cargo xtask bench-client`: keeps the server busy through a contender and prints one line of JSON.
 //!
-//! Three patterns: `echo` keeps one request in flight on each connection, `churn` makes a connection for each request,
-//! `idle` opens sessions and holds them while its parent looks at the machine.
+//! `echo` keeps one request in flight on each connection, `churn` makes a connection for each request, `idle` opens
+//! sessions and holds them while its parent looks at the machine, `probe` waits until the way is open.
 
 use std::io::{BufRead, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::cpu::{Reading, Spent};
 use super::histogram::Histogram;
 use super::wire;
+use crate::lab::until_ok;
 
 /// What the hidden command line takes.
 #[derive(clap::Args)]
@@ -26,7 +27,7 @@ pub struct Args {
     /// Where to connect; several are used in turn
     #[arg(long, required = true)]
     target: Vec<SocketAddr>,
-    #[arg(long)]
+    #[arg(long, default_value_t = 1)]
     connections: usize,
     /// Threads for `echo` and `idle`; `churn` has one a connection
     #[arg(long, default_value_t = 2)]
@@ -44,6 +45,8 @@ pub enum Pattern {
     Echo,
     Churn,
     Idle,
+    /// Try until one startup is answered
+    Probe,
 }
 
 /// What `echo` and `churn` print at the end.
@@ -62,6 +65,9 @@ pub const IDLE_ANSWERED: &str = "answered";
 /// Longest wait for any single answer; a slower contender has lost the connection.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long `probe` tries.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// Any lost, refused or garbled session is an error: a figure with losses in it is no figure.
 pub fn run(args: Args) -> Result<()> {
     ensure!(args.connections > 0 && args.threads > 0, "--connections and --threads must be at least 1");
@@ -69,6 +75,7 @@ pub fn run(args: Args) -> Result<()> {
         Pattern::Echo => print(&measure(&args, args.threads.min(args.connections), echo)?),
         Pattern::Churn => print(&measure(&args, args.connections, churn)?),
         Pattern::Idle => idle(&args),
+        Pattern::Probe => probe(&args),
     }
 }
 
@@ -254,6 +261,15 @@ fn idle(args: &Args) -> Result<()> {
         stream.write_all(&wire::TERMINATE).context("say goodbye")?;
     }
     Ok(())
+}
+
+// === probe ===
+
+/// Waits until a session can be had.
+fn probe(args: &Args) -> Result<()> {
+    until_ok("an answered startup", PROBE_TIMEOUT, || {
+        open(target(args, 0))?.write_all(&wire::TERMINATE).context("say goodbye")
+    })
 }
 
 // === a session, step by step ===
