@@ -20,6 +20,9 @@ pub struct Row {
     /// `cpu_us_per_op` minus that of *direct* under the same workload.
     pub extra_cpu_us_per_op: Option<f64>,
     pub unit: &'static str,
+    /// Throughput as a share of that contender's in the same round, the median over the rounds.
+    pub of_direct: Option<f64>,
+    pub of_haproxy: Option<f64>,
     pub throughput_min: Option<f64>,
     pub throughput_max: Option<f64>,
     pub stolen_percent: Option<f64>,
@@ -62,8 +65,19 @@ impl Results {
         rows
     }
 
-    fn row(&self, workload: Workload, contender: Contender) -> Option<Row> {
+    fn samples(&self, workload: Workload, contender: Contender) -> Option<&[Sample]> {
         let (_, _, samples) = self.0.iter().find(|(w, c, _)| (*w, *c) == (workload, contender))?;
+        Some(samples)
+    }
+
+    /// A slow minute hits a whole round, so that ratios within rounds are steadier than a ratio of medians.
+    fn share(&self, workload: Workload, contender: Contender, of: Contender) -> Option<f64> {
+        let (mine, theirs) = (self.samples(workload, contender)?, self.samples(workload, of)?);
+        median(mine.iter().zip(theirs).map(|(mine, theirs)| mine.throughput / theirs.throughput)).map(round)
+    }
+
+    fn row(&self, workload: Workload, contender: Contender) -> Option<Row> {
+        let samples = self.samples(workload, contender)?;
         let middle = |value: fn(&Sample) -> Option<f64>| median(samples.iter().filter_map(value)).map(round);
         let throughput = samples.iter().map(|sample| sample.throughput);
         Some(Row {
@@ -72,6 +86,8 @@ impl Results {
             p50_us: middle(|sample| sample.p50_us),
             p99_us: middle(|sample| sample.p99_us),
             cpu_us_per_op: middle(|sample| sample.cpu_us_per_op),
+            of_direct: self.share(workload, contender, Contender::Direct),
+            of_haproxy: self.share(workload, contender, Contender::Haproxy),
             throughput_min: throughput.clone().reduce(f64::min).map(round),
             throughput_max: throughput.reduce(f64::max).map(round),
             stolen_percent: middle(|sample| sample.stolen_percent),
@@ -97,6 +113,8 @@ impl Row {
             cpu_us_per_op: None,
             extra_cpu_us_per_op: None,
             unit: workload.kind.unit(),
+            of_direct: None,
+            of_haproxy: None,
             throughput_min: None,
             throughput_max: None,
             stolen_percent: None,
@@ -121,7 +139,7 @@ pub fn table(rows: &[Row]) -> String {
             .map(|row| match row.note {
                 Some(note) => vec![row.contender.to_owned(), note.to_owned()],
                 None if memory => memory_cells(row),
-                None => cells(row, block),
+                None => cells(row),
             })
             .collect();
         let head: Vec<String> = if memory {
@@ -138,18 +156,14 @@ pub fn table(rows: &[Row]) -> String {
     out
 }
 
-fn cells(row: &Row, block: &[Row]) -> Vec<String> {
-    let ratio = |to: Contender| {
-        let theirs = block.iter().find(|row| row.contender == to.name())?.throughput?;
-        Some(format!("{:.2}", row.throughput? / theirs))
-    };
+fn cells(row: &Row) -> Vec<String> {
     let spread = row.throughput_min.zip(row.throughput_max).map(|(min, max)| format!("{min:.0}–{max:.0}"));
     let number = |value: Option<f64>, digits: usize| value.map(|value| format!("{value:.digits$}"));
     let cells = [
         number(row.throughput, 0),
         spread,
-        ratio(Contender::Haproxy),
-        ratio(Contender::Direct),
+        number(row.of_haproxy, 2),
+        number(row.of_direct, 2),
         number(row.p50_us, 0),
         number(row.p99_us, 0),
         number(row.cpu_us_per_op, 1),
@@ -219,15 +233,16 @@ mod tests {
     fn rows_are_medians_and_the_extra_cpu_is_over_direct() {
         let workload = Workload { kind: Kind::Echo, clients: 16 };
         let mut results = Results::default();
-        for (direct, haproxy) in [(30.0, 50.0), (20.0, 90.0), (22.0, 60.0)] {
-            results.add(workload, Contender::Direct, sample(1000.0, direct));
-            results.add(workload, Contender::Haproxy, sample(500.0, haproxy));
+        for (speed, direct, haproxy) in [(1.0, 30.0, 50.0), (0.1, 20.0, 90.0), (2.0, 22.0, 60.0)] {
+            results.add(workload, Contender::Direct, sample(1000.0 * speed, direct));
+            results.add(workload, Contender::Haproxy, sample(500.0 * speed, haproxy));
         }
         let contenders = [Contender::Direct, Contender::Haproxy, Contender::Envoy];
         let rows = results.rows(&[workload], &contenders, &[Contender::Envoy]);
         assert_eq!(rows.len(), 3);
         assert_eq!((rows[0].cpu_us_per_op, rows[0].extra_cpu_us_per_op), (Some(22.0), None));
         assert_eq!((rows[1].cpu_us_per_op, rows[1].extra_cpu_us_per_op), (Some(60.0), Some(38.0)));
+        assert_eq!((rows[1].of_direct, rows[1].of_haproxy), (Some(0.5), Some(1.0)));
         assert_eq!((rows[2].rounds, rows[2].note), (0, Some("not installed")));
         let table = table(&rows);
         assert!(
