@@ -10,9 +10,9 @@ use super::model::IpNet;
 pub enum IpNetError {
     #[error("{0:?} is not an IP address or a CIDR")]
     Syntax(String),
-    #[error("prefix /{prefix} is longer than an address of {max} bits")]
-    PrefixTooLong { prefix: u32, max: u8 },
-    #[error("{found} has host bits set; the network is {network}")]
+    #[error("{found} has a prefix longer than {max} bits")]
+    PrefixTooLong { found: String, max: u8 },
+    #[error("{found} has host bits set (the network is {network})")]
     HostBits { found: String, network: IpNet },
 }
 
@@ -51,7 +51,7 @@ impl FromStr for IpNet {
                 u8::try_from(prefix)
                     .ok()
                     .filter(|prefix| *prefix <= max)
-                    .ok_or(IpNetError::PrefixTooLong { prefix, max })?
+                    .ok_or_else(|| IpNetError::PrefixTooLong { found: text.into(), max })?
             }
             Some(_) => return Err(syntax()),
         };
@@ -90,9 +90,9 @@ mod tests {
     #[test]
     fn what_is_wrong() {
         for (text, message) in [
-            ("10.0.0.1/8", "10.0.0.1/8 has host bits set; the network is 10.0.0.0/8"),
-            ("10.0.0.0/33", "prefix /33 is longer than an address of 32 bits"),
-            ("::/129", "prefix /129 is longer than an address of 128 bits"),
+            ("10.0.0.1/8", "10.0.0.1/8 has host bits set (the network is 10.0.0.0/8)"),
+            ("10.0.0.0/33", "10.0.0.0/33 has a prefix longer than 32 bits"),
+            ("::/129", "::/129 has a prefix longer than 128 bits"),
             ("10.0.0.0/", "\"10.0.0.0/\" is not an IP address or a CIDR"),
             ("10.0.0.0/+8", "\"10.0.0.0/+8\" is not an IP address or a CIDR"),
             ("pg1/8", "\"pg1/8\" is not an IP address or a CIDR"),

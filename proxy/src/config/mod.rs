@@ -11,6 +11,8 @@ pub mod port_owner;
 mod read;
 mod report;
 pub mod settings;
+#[cfg(test)]
+mod tests;
 mod units;
 mod validate;
 mod values;

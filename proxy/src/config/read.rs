@@ -179,6 +179,9 @@ impl<'t> Section<'_, 't> {
         };
         self.reader.place(&path, value);
         match value.get_ref() {
+            DeValue::Array(elements) if elements.is_empty() => {
+                self.reader.report.error(&path, "the list is empty", format!("at least one [[{path}]] section"));
+            }
             DeValue::Array(elements) => {
                 for (index, element) in elements.iter().enumerate() {
                     let section = self.reader.open(Some(element), format!("{path}[{index}]"), schema.clone());

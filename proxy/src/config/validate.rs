@@ -115,9 +115,6 @@ fn check_backends(path: &str, backends: &[BackendConfig], config: &Config, repor
         }
     }
     if backends.is_empty() {
-        if report.origin.has(&format!("{path}.backend")) {
-            report.error(&format!("{path}.backend"), "the list is empty", "at least one backend");
-        }
         return;
     }
     if backends.iter().all(|backend| backend.weight == 0) {
@@ -179,7 +176,8 @@ fn check_tcp(path: &str, tcp: &Tcp, report: &mut Report) {
 }
 
 fn check_listeners(config: &Config, report: &mut Report) {
-    if config.listeners.is_empty() && !report.origin.has("listener") {
+    let blamed = report.errors.iter().any(|error| error.key.starts_with("listener"));
+    if config.listeners.is_empty() && !blamed {
         report.error("listener", "there is none", "at least one section [listener.NAME] with bind and pool");
     }
     let mut bound: BTreeMap<SocketAddr, String> = BTreeMap::new();

@@ -94,6 +94,16 @@ pub(super) fn protocol_text<'k>(what: &'k str) -> Kind<'k, String> {
     })
 }
 
+/// Like [`protocol_text`], never repeated in a message.
+pub(super) fn password<'k>() -> Kind<'k, String> {
+    Kind::new("a password in quotes", |value| match value.as_str() {
+        None => Err("this is not text".into()),
+        Some("") => Err("this is empty".into()),
+        Some(text) if text.contains('\0') => Err("this has a zero byte".into()),
+        Some(text) => Ok(text.into()),
+    })
+}
+
 pub(super) fn one_of<'k, T: Copy>(choices: &'static [(&'static str, T)]) -> Kind<'k, T> {
     let names: Vec<String> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
     let expected = match names.as_slice() {
@@ -119,7 +129,7 @@ pub(super) fn closest<'n>(typo: &str, names: impl Iterator<Item = &'n str>) -> O
     let typo = plain(typo);
     names
         .map(|name| (strsim::osa_distance(&typo, &plain(name)), name))
-        .filter(|(distance, name)| *distance <= (name.len() / 3).max(1))
+        .filter(|(distance, name)| *distance <= (name.len() / 3).max(1) && *distance < name.len())
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)
 }
@@ -308,7 +318,10 @@ pub(super) fn socket_path<'k>() -> Kind<'k, PathBuf> {
 /// A file that can be read now; a relative path starts at `folder`, where the configuration is.
 pub(super) fn readable_file<'k>(what: &str, folder: &'k Path) -> Kind<'k, PathBuf> {
     Kind::new(format!("the path of a readable {what}"), move |value| {
-        let path = folder.join(string(value)?);
+        let path = match string(value)? {
+            "" => return Err("\"\" is empty".into()),
+            path => folder.join(path),
+        };
         match std::fs::File::open(&path).and_then(|file| file.metadata()) {
             Ok(meta) if meta.is_file() => Ok(path),
             Ok(_) => Err(format!("{} is not a file", path.display())),

@@ -24,7 +24,7 @@ pub(super) fn parse(text: &str, file: &str) -> (Outcome, BTreeSet<String>) {
     if !syntax_errors.is_empty() {
         for error in syntax_errors {
             let line = report.line_at(error.span().map_or(0, |span| span.start));
-            let (problem, expected) = error.message().split_once(", expected ").unwrap_or((error.message(), "TOML"));
+            let (problem, expected) = syntax_problem(error.message());
             report.error_at(line, "", problem, expected);
         }
         return (Err(errors(report)), BTreeSet::new());
@@ -57,6 +57,16 @@ pub(super) fn parse(text: &str, file: &str) -> (Outcome, BTreeSet<String>) {
         (Ok((config, report.warnings)), known)
     } else {
         (Err(errors(report)), known)
+    }
+}
+
+/// The TOML parser's message in two parts, with words of our own where it has none a person could use.
+fn syntax_problem(message: &str) -> (&str, &str) {
+    match message.split_once(", expected ") {
+        Some((problem, "nothing" | "literal string")) => (problem, "text in quotes, a number, true or false"),
+        Some((problem, expected)) => (problem, expected),
+        None if message == "duplicate key" => (message, "each key once in its section"),
+        None => (message, "TOML"),
     }
 }
 
@@ -114,13 +124,11 @@ fn tls(mut section: Section<'_, '_>, folder: &Path) -> TlsFiles {
 
 /// `password` or `password_file`, whose first line is the password.
 fn password(section: &mut Section<'_, '_>, folder: &Path) -> Option<String> {
-    let inline = section.get("password", values::protocol_text("a password in quotes"));
-    let file = section.get("password_file", values::readable_file("file with the password in its first line", folder));
+    let inline = section.get("password", values::password());
     if section.has("password") && section.has("password_file") {
         section.error("password_file", "there is a password as well", "either password or password_file");
-        return None;
     }
-    match file {
+    match section.get("password_file", values::readable_file("file with the password in its first line", folder)) {
         Some(path) => read_password(section, &path),
         None => inline,
     }
