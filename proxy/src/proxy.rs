@@ -1,19 +1,25 @@
 //! The running proxy: everything its threads share, and the few verbs that steer it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use thiserror::Error;
+use tokio::sync::{oneshot, watch};
 
-use crate::admin::Metrics;
-use crate::cluster::ClusterView;
-use crate::config::{self, Config};
-use crate::pool::Pool;
+use crate::admin::metrics::Metrics;
+use crate::cluster::{self, ClusterHandle, ClusterView};
+use crate::config::{self, BackendConfig, BackendSource, Config};
+use crate::pg::cancel::CancelKeys;
+use crate::pool::director::Director;
+use crate::pool::{Backend, Pool};
+use crate::session::registry::Registry;
+use crate::session::worker::{self, Command};
 use crate::session::{SessionId, SessionRecord, Termination};
 
 /// Shared by the control plane, the data-plane threads and the admin interface.
@@ -28,6 +34,20 @@ pub struct Proxy {
     pub clusters: ArcSwap<BTreeMap<String, watch::Receiver<Arc<ClusterView>>>>,
     pub threads: usize,
     pub metrics: Metrics,
+    pub registry: Registry,
+    pub cancel_keys: Arc<CancelKeys>,
+    log: Option<crate::log::Log>,
+    workers: Vec<worker::Handle>,
+    draining: AtomicBool,
+    /// One reload at a time, and what it owns.
+    control: tokio::sync::Mutex<Control>,
+}
+
+/// What follows the clusters and directs the pools; dropping an entry ends its task.
+#[derive(Default)]
+struct Control {
+    clusters: BTreeMap<String, ClusterHandle>,
+    directors: BTreeMap<String, Director>,
 }
 
 /// One `[listener.NAME]` as it runs.
@@ -38,6 +58,8 @@ pub struct Listener {
     /// The addresses really bound (a configured port 0 is resolved here).
     pub bound: Vec<SocketAddr>,
     pub counters: ListenerCounters,
+    /// Sessions now, from accept to end.
+    pub live: AtomicU32,
 }
 
 /// Since start; only ever grow.
@@ -59,6 +81,14 @@ impl ListenerCounters {
     }
 }
 
+impl Listener {
+    /// Whether this session is one too many.
+    pub fn is_over_limit(&self, _session: &SessionRecord) -> bool {
+        let limit = self.config.load().max_sessions;
+        limit != 0 && self.live.load(Relaxed) > limit
+    }
+}
+
 /// What a reload did, for the log and the command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ReloadReport {
@@ -76,34 +106,337 @@ pub enum Lifecycle {
     Draining,
 }
 
+/// Why the proxy could not start, or a reload changed nothing.
+#[derive(Debug, Error)]
+pub enum ApplyError {
+    /// `place` is `file:line: listener.rw.bind: `.
+    #[error("{place}{problem}")]
+    Bind { place: String, problem: String },
+    #[error("{place}cannot resolve {address}: {error}")]
+    Resolve { place: String, address: String, error: String },
+    #[error("data-plane thread {thread} did not start: {error}")]
+    Thread { thread: usize, error: io::Error },
+}
+
+/// What has to succeed before anything is changed.
+#[derive(Default)]
+struct Prepared {
+    resolved: BTreeMap<String, Vec<(BackendConfig, SocketAddr)>>,
+    /// By listener: the addresses bound and, a thread, one socket for each.
+    sockets: BTreeMap<String, (Vec<SocketAddr>, Vec<Vec<TcpListener>>)>,
+}
+
 impl Proxy {
+    /// Binds the listeners, starts the threads, and follows clusters and backends. Within a tokio runtime.
+    pub async fn start(
+        config: Config,
+        config_file: Option<PathBuf>,
+        log: Option<crate::log::Log>,
+    ) -> Result<Arc<Self>, ApplyError> {
+        let threads = match config.proxy.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            configured => configured,
+        };
+        let (workers, inboxes): (Vec<_>, Vec<_>) = (0..threads).map(|_| worker::channel()).unzip();
+        let proxy = Arc::new(Self {
+            started: SystemTime::now(),
+            config_file,
+            config: ArcSwap::default(),
+            pools: ArcSwap::default(),
+            listeners: ArcSwap::default(),
+            clusters: ArcSwap::default(),
+            threads,
+            metrics: Metrics::default(),
+            registry: Registry::new(threads),
+            cancel_keys: Arc::default(),
+            log,
+            workers,
+            draining: AtomicBool::new(false),
+            control: tokio::sync::Mutex::default(),
+        });
+        let prepared = proxy.prepare(&config).await?;
+        for (thread, inbox) in inboxes.into_iter().enumerate() {
+            worker::start(proxy.clone(), thread, inbox).map_err(|error| ApplyError::Thread { thread, error })?;
+        }
+        let mut control = proxy.control.lock().await;
+        proxy.commit(&mut control, config, prepared).await;
+        drop(control);
+        Ok(proxy)
+    }
+
     pub fn lifecycle(&self) -> Lifecycle {
-        todo!()
+        if self.draining.load(Relaxed) { Lifecycle::Draining } else { Lifecycle::Running }
     }
 
     /// Every live session, unordered.
     pub fn sessions(&self) -> Vec<Arc<SessionRecord>> {
-        todo!()
+        self.registry.all()
     }
 
     /// How many sessions live; cheap.
     pub fn session_count(&self) -> usize {
-        todo!()
+        self.registry.len()
     }
 
     /// RST on both legs. Returns how many of them were alive.
-    pub fn cut(&self, _ids: &[SessionId], _reason: Termination) -> usize {
-        todo!()
+    pub fn cut(&self, ids: &[SessionId], reason: Termination) -> usize {
+        let mut by_thread = vec![Vec::new(); self.workers.len()];
+        ids.iter().filter(|id| self.registry.contains(**id)).for_each(|id| by_thread[id.thread()].push(*id));
+        let count = by_thread.iter().map(Vec::len).sum();
+        for (worker, ids) in self.workers.iter().zip(by_thread).filter(|(_, ids)| !ids.is_empty()) {
+            worker.send(Command::Cut(ids, reason));
+        }
+        count
+    }
+
+    /// Cuts every session that is at this backend.
+    pub fn cut_at(&self, backend: &Arc<Backend>, reason: Termination) -> usize {
+        let is_there = |record: &SessionRecord| {
+            record.details().backend.is_some_and(|at| at.pool == backend.pool && at.address == backend.address)
+        };
+        let ids: Vec<_> =
+            self.registry.all().iter().filter(|record| is_there(record)).map(|record| record.id).collect();
+        self.cut(&ids, reason)
     }
 
     /// Read the file again. An error changes nothing.
-    pub async fn reload(&self) -> Result<ReloadReport, String> {
-        todo!()
+    pub async fn reload(self: &Arc<Self>) -> Result<ReloadReport, String> {
+        let result = self.try_reload().await;
+        self.metrics.count_reload(result.is_ok());
+        match &result {
+            Ok(report) => {
+                tracing::info!(changes = report.changes.len(), "configuration reloaded");
+                report.changes.iter().for_each(|line| tracing::info!("reload: {line}"));
+                report.needs_restart.iter().for_each(|line| tracing::warn!("reload: needs a restart: {line}"));
+            }
+            Err(error) => tracing::error!("reload refused, nothing was changed: {error}"),
+        }
+        result
+    }
+
+    async fn try_reload(self: &Arc<Self>) -> Result<ReloadReport, String> {
+        let Some(file) = &self.config_file else {
+            return Err("started with --listen and --backend: there is no file to read again".into());
+        };
+        if self.lifecycle() == Lifecycle::Draining {
+            return Err("the proxy is draining".into());
+        }
+        let mut control = self.control.lock().await;
+        let (mut new, warnings) = Config::load(file).map_err(|errors| errors.to_string())?;
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        let old = self.config.load_full();
+        let diff = config::diff(&old, &new);
+        // What cannot change stays what it is, so that `config` is always what runs.
+        new.proxy = old.proxy.clone();
+        new.admin = old.admin.clone();
+        new.log.format = old.log.format;
+        let deny = std::mem::take(&mut new.guard.deny);
+        new.guard = config::Guard { deny, ..old.guard.clone() };
+        let prepared = self.prepare(&new).await.map_err(|error| error.to_string())?;
+        if let (true, Some(log)) = (diff.log, &self.log) {
+            log.reconfigure(&new.log).map_err(|error| error.to_string())?;
+        }
+        self.commit(&mut control, new, prepared).await;
+        Ok(ReloadReport { changes: diff.lines, needs_restart: diff.needs_restart })
     }
 
     /// Stop or resume giving sessions to the backends with this name or `ip:port`, in one pool or all.
     /// Returns the `pool/name` of those it changed or found so already; empty means none has that name.
-    pub fn set_drained(&self, _backend: &str, _pool: Option<&str>, _drained: bool) -> Vec<String> {
-        todo!()
+    pub fn set_drained(&self, backend: &str, pool: Option<&str>, drained: bool) -> Vec<String> {
+        let pools = self.pools.load();
+        let mut found = Vec::new();
+        for one in pools.values().filter(|one| pool.is_none_or(|name| one.name == name)) {
+            for member in one.backends.load().iter() {
+                if member.name == backend || member.address.to_string() == backend {
+                    member.set_drained(drained);
+                    one.touch();
+                    found.push(format!("{}/{}", one.name, member.name));
+                }
+            }
+        }
+        found
     }
+
+    /// Admits nothing new, waits for the sessions to end, and cuts what is left after `limit`. Returns how many it cut.
+    pub async fn drain(&self, limit: Duration) -> usize {
+        self.draining.store(true, Relaxed);
+        self.stop_listening(None).await;
+        let deadline = tokio::time::Instant::now() + limit;
+        let over = async {
+            while !self.registry.is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout_at(deadline, over).await.is_ok() {
+            return 0;
+        }
+        let ids: Vec<_> = self.registry.all().iter().map(|record| record.id).collect();
+        let cut = self.cut(&ids, Termination::DrainTimeout);
+        // Their access lines and resets.
+        let gone = async {
+            while !self.registry.is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(2), gone).await.is_err() {
+            tracing::warn!(sessions = self.registry.len(), "still there after they were cut");
+        }
+        cut
+    }
+
+    /// Everything that may fail: names resolved, new listening sockets bound.
+    async fn prepare(&self, config: &Config) -> Result<Prepared, ApplyError> {
+        let mut prepared = Prepared::default();
+        for (name, pool) in &config.pools {
+            let BackendSource::Static(entries) = &pool.source else { continue };
+            let mut resolved = Vec::new();
+            for entry in entries {
+                resolved.push((entry.clone(), resolve(config, name, entry).await?));
+            }
+            prepared.resolved.insert(name.clone(), resolved);
+        }
+        let running = self.listeners.load();
+        for (name, listener) in &config.listeners {
+            if running.get(name).is_some_and(|running| running.config.load().bind == listener.bind) {
+                continue;
+            }
+            let ours: Vec<SocketAddr> = running.values().flat_map(|running| running.bound.clone()).collect();
+            let sockets = self.bind(config, name, listener, &ours)?;
+            prepared.sockets.insert(name.clone(), sockets);
+        }
+        Ok(prepared)
+    }
+
+    /// One socket an address and thread. `ours` are addresses this process holds already.
+    fn bind(
+        &self,
+        config: &Config,
+        name: &str,
+        listener: &config::Listener,
+        ours: &[SocketAddr],
+    ) -> Result<(Vec<SocketAddr>, Vec<Vec<TcpListener>>), ApplyError> {
+        let mut bound = Vec::new();
+        let mut by_thread: Vec<Vec<TcpListener>> = (0..self.threads).map(|_| Vec::new()).collect();
+        for &address in &listener.bind {
+            let blame = |error: io::Error| {
+                let place = config.origin.blame(&format!("listener.{name}.bind"));
+                ApplyError::Bind { place, problem: config::port_owner::bind_problem(address, &error) }
+            };
+            // Among SO_REUSEPORT sockets of one user the kernel shares a port without a word: another pgsplice, or
+            // anything else of ours, would take half of the clients.
+            if address.port() != 0 && !ours.contains(&address) {
+                worker::probe_free(address).map_err(blame)?;
+            }
+            let mut address = address;
+            for sockets in &mut by_thread {
+                let socket = worker::bind(address, listener.backlog).map_err(blame)?;
+                address = socket.local_addr().map_err(blame)?;
+                sockets.push(socket);
+            }
+            bound.push(address);
+        }
+        Ok((bound, by_thread))
+    }
+
+    /// Cannot fail: what runs becomes what `new` says. Live sessions keep the pool and the backend they have.
+    async fn commit(self: &Arc<Self>, control: &mut Control, new: Config, mut prepared: Prepared) {
+        let old = self.config.load_full();
+        control.clusters.retain(|name, _| new.clusters.get(name) == old.clusters.get(name));
+        for (name, cluster) in &new.clusters {
+            control.clusters.entry(name.clone()).or_insert_with(|| cluster::watch(name, cluster));
+        }
+        let views: BTreeMap<_, _> =
+            control.clusters.iter().map(|(name, handle)| (name.clone(), handle.view.clone())).collect();
+
+        let running = self.pools.load_full();
+        let mut pools = BTreeMap::new();
+        for (name, config) in &new.pools {
+            let pool = match running.get(name) {
+                Some(pool) => {
+                    pool.config.store(Arc::new(config.clone()));
+                    pool.clone()
+                }
+                None => Arc::new(Pool::new(name, config.clone())),
+            };
+            let view = match &config.source {
+                BackendSource::Static(_) => None,
+                BackendSource::Fleet { cluster } | BackendSource::NodeLocal { cluster, .. } => {
+                    views.get(cluster).cloned()
+                }
+            };
+            let resolved = prepared.resolved.remove(name).unwrap_or_default();
+            let director = Director::start(pool.clone(), resolved, view, Arc::downgrade(self));
+            control.directors.insert(name.clone(), director);
+            pools.insert(name.clone(), pool);
+        }
+        control.directors.retain(|name, _| pools.contains_key(name));
+        self.clusters.store(Arc::new(views));
+        self.pools.store(Arc::new(pools));
+        self.commit_listeners(&new, prepared).await;
+        self.config.store(Arc::new(new));
+    }
+
+    async fn commit_listeners(&self, new: &Config, mut prepared: Prepared) {
+        let running = self.listeners.load_full();
+        let mut listeners = BTreeMap::new();
+        for (name, config) in &new.listeners {
+            let same = running.get(name);
+            let listener = match (same, prepared.sockets.remove(name)) {
+                (Some(same), None) => {
+                    same.config.store(Arc::new(config.clone()));
+                    same.clone()
+                }
+                (_, sockets) => {
+                    let (bound, by_thread) = sockets.unwrap_or_default();
+                    let listener = Arc::new(Listener {
+                        name: name.clone(),
+                        config: ArcSwap::from_pointee(config.clone()),
+                        bound,
+                        counters: ListenerCounters::default(),
+                        live: AtomicU32::new(0),
+                    });
+                    // The new sockets accept before the old ones stop: an address that stays is never unattended.
+                    self.start_listening(&listener, by_thread);
+                    if let Some(replaced) = same {
+                        self.stop_listening(Some(replaced)).await;
+                    }
+                    listener
+                }
+            };
+            listeners.insert(name.clone(), listener);
+        }
+        for (name, gone) in running.iter().filter(|(name, _)| !new.listeners.contains_key(*name)) {
+            self.stop_listening(Some(gone)).await;
+            tracing::info!(listener = name, bound = ?gone.bound, "no longer listening");
+        }
+        self.listeners.store(Arc::new(listeners));
+    }
+
+    fn start_listening(&self, listener: &Arc<Listener>, by_thread: Vec<Vec<TcpListener>>) {
+        for (worker, sockets) in self.workers.iter().zip(by_thread) {
+            sockets.into_iter().for_each(|socket| worker.send(Command::Listen(listener.clone(), socket)));
+        }
+        tracing::info!(listener = listener.name, bound = ?listener.bound, "listening");
+    }
+}
+
+impl Proxy {
+    /// One listener, or all. Returns when no thread accepts for it any more.
+    async fn stop_listening(&self, listener: Option<&Arc<Listener>>) {
+        for worker in &self.workers {
+            let (done, stopped) = oneshot::channel();
+            worker.send(Command::Unlisten(listener.cloned(), done));
+            // A thread that is gone has stopped listening.
+            let _ = stopped.await;
+        }
+    }
+}
+
+async fn resolve(config: &Config, pool: &str, entry: &BackendConfig) -> Result<SocketAddr, ApplyError> {
+    let failed = |error: String| {
+        let place = config.origin.blame(&format!("pool.{pool}.backend"));
+        ApplyError::Resolve { place, address: entry.address.clone(), error }
+    };
+    let mut found = tokio::net::lookup_host(&entry.address).await.map_err(|error| failed(error.to_string()))?;
+    found.next().ok_or_else(|| failed("the name has no address".into()))
 }

@@ -5,6 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::ValueEnum;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::admin;
+use crate::config::{Config, Warning};
+use crate::proxy::Proxy;
 
 /// Run the proxy
 #[derive(Debug, clap::Args)]
@@ -44,6 +49,77 @@ impl From<LogFormat> for crate::config::LogFormat {
     }
 }
 
-pub fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("run: not built yet")
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let (config, warnings) = configuration(&args)?;
+    let log = crate::log::init(&config.log)?;
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    raise_descriptor_limit();
+    // reqwest and tonic must agree on one; an error means somebody in this process was first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let code = runtime.block_on(control(args, config, log));
+    // Lookups and the like that still run must not hold up the end.
+    runtime.shutdown_background();
+    code
+}
+
+fn configuration(args: &Args) -> anyhow::Result<(Config, Vec<Warning>)> {
+    let (mut config, warnings) = match &args.config {
+        Some(file) => Config::load(file)?,
+        None => (Config::from_addresses(&args.listen, &args.backend), Vec::new()),
+    };
+    if let Some(socket) = &args.admin_socket {
+        config.admin.socket = socket.clone();
+    }
+    if let Some(http) = args.http {
+        config.admin.http = Some(http);
+    }
+    if let Some(format) = args.log_format {
+        config.log.format = format.into();
+    }
+    Ok((config, warnings))
+}
+
+/// The control plane's life: start, obey signals, drain.
+async fn control(args: Args, config: Config, log: crate::log::Log) -> anyhow::Result<ExitCode> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let admin = config.admin.clone();
+    let proxy = Proxy::start(config, args.config, Some(log)).await?;
+    let _admin = admin::serve(proxy.clone(), &admin).await?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), threads = proxy.threads, admin = %admin.socket.display(), "running");
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => {
+                // What it did or refused is in the log.
+                let _ = proxy.reload().await;
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    let limit = proxy.config.load().proxy.drain_timeout;
+    tracing::info!(sessions = proxy.session_count(), ?limit, "draining; a second signal stops at once");
+    tokio::select! {
+        cut = proxy.drain(limit) => tracing::info!(cut, "drained"),
+        _ = terminate.recv() => tracing::warn!(sessions = proxy.session_count(), "stopped at once"),
+        _ = interrupt.recv() => tracing::warn!(sessions = proxy.session_count(), "stopped at once"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A session takes two descriptors; the soft limit of 1024 is there for programs that use select(2).
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls get a valid rlimit for their length.
+    let raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0
+        }
+    };
+    if !raised {
+        tracing::warn!("the limit of open files stays as it is: {}", std::io::Error::last_os_error());
+    }
 }

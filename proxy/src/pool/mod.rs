@@ -1,11 +1,17 @@
 //! Pools: who is eligible for a new session, who gets it, and who waits.
 //!
 //! [`Backend`] is shared by every thread and keeps its counters across reloads as long as its address stays in the pool.
-//! [`Pool::candidates`] is an immutable list made by the control plane and read once a session.
+//! [`Pool::candidates`] is an immutable list made by the control plane ([`director`]) and read once a session.
 
 pub mod backend;
+pub mod balance;
+pub mod director;
+pub mod eligibility;
+pub mod queue;
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
@@ -13,6 +19,7 @@ use tokio::sync::Notify;
 pub use backend::*;
 
 use crate::config;
+use queue::Queue;
 
 /// One pool as it runs.
 #[derive(Debug)]
@@ -21,10 +28,22 @@ pub struct Pool {
     pub config: ArcSwap<config::Pool>,
     /// Everyone the pool knows, eligible or not.
     pub backends: ArcSwap<Vec<Arc<Backend>>>,
+    /// What configuration and cluster say of each of them, before health is asked.
+    pub members: ArcSwap<Vec<eligibility::Named>>,
     /// Who may be given a new session now.
     pub candidates: ArcSwap<Candidates>,
+    pub queue: Queue,
+    pub counters: PoolCounters,
     /// Told whenever health, drain state or the cluster changed, so that `candidates` are made anew.
     changed: Notify,
+    turn: AtomicUsize,
+}
+
+/// Since start; only ever grow.
+#[derive(Debug, Default)]
+pub struct PoolCounters {
+    /// Connects that failed and were followed by another try.
+    pub retries: AtomicU64,
 }
 
 /// Who may be given a new session, in the pool's order, and why nobody if empty.
@@ -32,6 +51,8 @@ pub struct Pool {
 pub struct Candidates {
     pub list: Vec<Candidate>,
     pub why_empty: String,
+    /// For [`config::Balance::SourceHash`] only: slots to indices of `list`.
+    pub maglev: Vec<u16>,
 }
 
 #[derive(Clone, Debug)]
@@ -39,8 +60,21 @@ pub struct Candidate {
     pub backend: Arc<Backend>,
     pub weight: u32,
     pub backup: bool,
+    /// 0 means no limit.
     pub max_sessions: u32,
     pub peer_id: Option<u16>,
+}
+
+/// What [`Pool::pick`] found.
+#[derive(Debug)]
+pub enum Picked {
+    Place(Place),
+    /// Some are eligible, and each has as many sessions as it may.
+    Full,
+    /// Nobody is eligible (or each was tried and failed).
+    Nobody {
+        why: String,
+    },
 }
 
 impl Pool {
@@ -49,8 +83,12 @@ impl Pool {
             name: name.into(),
             config: ArcSwap::from_pointee(config),
             backends: ArcSwap::default(),
-            candidates: ArcSwap::default(),
+            members: ArcSwap::default(),
+            candidates: ArcSwap::from_pointee(Candidates { why_empty: "starting".into(), ..Candidates::default() }),
+            queue: Queue::default(),
+            counters: PoolCounters::default(),
             changed: Notify::new(),
+            turn: AtomicUsize::new(0),
         }
     }
 
@@ -59,8 +97,37 @@ impl Pool {
         self.changed.notify_one();
     }
 
+    pub async fn touched(&self) {
+        self.changed.notified().await;
+    }
+
     /// Sessions waiting for a backend.
     pub fn waiting(&self) -> usize {
-        0
+        self.queue.len()
+    }
+
+    /// Takes a place at a backend by the pool's policy. `tried` are addresses that failed for this session.
+    pub fn pick(&self, client: IpAddr, tried: &[SocketAddr]) -> Picked {
+        let candidates = self.candidates.load();
+        let balance = self.config.load().balance;
+        for backup in [false, true] {
+            let order = balance::order(balance, &candidates, backup, client, self.turn.fetch_add(1, Relaxed));
+            for candidate in order.filter(|candidate| !tried.contains(&candidate.backend.address)) {
+                if let Some(place) = Place::take(&candidate.backend, candidate.max_sessions) {
+                    return Picked::Place(place);
+                }
+            }
+        }
+        if candidates.list.iter().any(|candidate| !tried.contains(&candidate.backend.address)) {
+            return Picked::Full;
+        }
+        let why =
+            if candidates.list.is_empty() { candidates.why_empty.clone() } else { "every backend was tried".into() };
+        Picked::Nobody { why }
+    }
+
+    /// A session left its place: whoever waits longest may try.
+    pub fn place_freed(&self) {
+        self.queue.wake_one();
     }
 }

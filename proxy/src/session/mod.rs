@@ -1,5 +1,74 @@
 //! A session's life, a file a step: accept → startup → pick → connect → handshake → relay → end.
+//!
+//! A session is one task on one data-plane thread ([`worker`]); it owns both sockets from accept to close. Steps
+//! return `Err(Termination)` when they end it. No operation on the ring is ever dropped half-way: a time limit or a
+//! cut shuts the socket down and the operation then completes by itself ([`bounds`]).
 
+pub mod accept;
+mod bounds;
+mod cancel;
+mod connect;
+mod end;
+mod handshake;
+pub mod leg;
+mod pick;
 pub mod record;
+pub mod registry;
+mod relay;
+mod startup;
+pub mod worker;
+
+use std::rc::Rc;
+use std::sync::Arc;
 
 pub use record::*;
+
+use crate::pg::startup::FirstPacket;
+use crate::pool::Pool;
+use crate::proxy::Listener;
+use bounds::Cut;
+use leg::Leg;
+use worker::Worker;
+
+/// What every step needs. Lives as long as the session's task.
+pub(crate) struct Session {
+    worker: Rc<Worker>,
+    listener: Arc<Listener>,
+    pool: Arc<Pool>,
+    record: Arc<SessionRecord>,
+    cut: Rc<Cut>,
+}
+
+/// All steps in order. What it returns is why the session ended.
+async fn live(session: &Session, client: &Leg) -> Termination {
+    match steps(session, client).await {
+        Ok(reason) | Err(reason) => reason,
+    }
+}
+
+async fn steps(session: &Session, client: &Leg) -> Result<Termination, Termination> {
+    let mut opening = startup::read(session, client, Vec::new()).await?;
+    if session.listener.is_over_limit(&session.record) {
+        let limit = session.listener.config.load().max_sessions;
+        let why = format!("sorry, too many clients: listener {} takes {limit} sessions", session.listener.name);
+        return Err(end::refuse(session, client, opening, Termination::ListenerFull, &why).await);
+    }
+    loop {
+        if let FirstPacket::Cancel(packet) = &opening.packet {
+            return Ok(cancel::deliver(session, packet).await);
+        }
+        let reached = match connect::reach(session, client, &opening).await {
+            Ok(reached) => reached,
+            Err(failed) => return Err(end::refuse(session, client, opening, failed.reason, &failed.why).await),
+        };
+        match handshake::run(session, client, &reached, &opening).await? {
+            handshake::Outcome::Forward(key) => return Ok(relay::run(session, client, reached, key).await),
+            // Encryption was refused: the client goes on in plaintext on the same connection, or cancels.
+            handshake::Outcome::Again(next) if matches!(next.packet, FirstPacket::Cancel(_)) => opening = next,
+            handshake::Outcome::Again(next) => {
+                let key = handshake::plaintext(session, client, &reached, &next).await?;
+                return Ok(relay::run(session, client, reached, key).await);
+            }
+        }
+    }
+}

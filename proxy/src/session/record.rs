@@ -118,6 +118,11 @@ impl SessionRecord {
         change(&mut self.details.lock());
     }
 
+    pub fn count(&self, bytes_in: u64, bytes_out: u64) {
+        self.bytes_in.fetch_add(bytes_in, Relaxed);
+        self.bytes_out.fetch_add(bytes_out, Relaxed);
+    }
+
     /// (client to backend, backend to client)
     pub fn bytes(&self) -> (u64, u64) {
         (self.bytes_in.load(Relaxed), self.bytes_out.load(Relaxed))

@@ -1,0 +1,137 @@
+//! The control-plane task of one pool: whenever the cluster, a probe or an operator changes something, it makes the
+//! pool's lists anew, wakes the queue, and cuts sessions that must not stay where they are.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use super::{Backend, Pool, eligibility};
+use crate::cluster::ClusterView;
+use crate::config::{BackendConfig, BackendSource, Role};
+use crate::health::Prober;
+use crate::proxy::Proxy;
+use crate::session::Termination;
+
+/// How often sessions that must be cut are looked for while there may be any. A session that had picked its backend
+/// just before the view changed is found by the next look.
+const CUT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Directs its pool until it is dropped; the pool keeps its last lists then.
+#[derive(Debug)]
+pub struct Director(AbortHandle);
+
+impl Drop for Director {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Director {
+    /// `resolved` are the pool's static entries with their addresses; `view` follows its cluster, if it has one.
+    pub fn start(
+        pool: Arc<Pool>,
+        resolved: Vec<(BackendConfig, SocketAddr)>,
+        view: Option<watch::Receiver<Arc<ClusterView>>>,
+        proxy: Weak<Proxy>,
+    ) -> Self {
+        Self(tokio::spawn(direct(pool, resolved, view, proxy)).abort_handle())
+    }
+}
+
+async fn direct(
+    pool: Arc<Pool>,
+    resolved: Vec<(BackendConfig, SocketAddr)>,
+    mut view: Option<watch::Receiver<Arc<ClusterView>>>,
+    proxy: Weak<Proxy>,
+) {
+    let prober = Prober::start(pool.clone());
+    let mut known = None;
+    loop {
+        let now = view.as_mut().map(|view| view.borrow_and_update().clone());
+        renew(&pool, &resolved, now.as_deref(), &prober, &mut known);
+        loop {
+            let cutting = now.as_deref().is_some_and(|view| cut(&pool, view, &proxy));
+            tokio::select! {
+                () = pool.touched() => break,
+                () = changed(&mut view) => break,
+                () = tokio::time::sleep(CUT_AGAIN), if cutting => {}
+            }
+        }
+    }
+}
+
+async fn changed(view: &mut Option<watch::Receiver<Arc<ClusterView>>>) {
+    let gone = match view {
+        Some(view) => view.changed().await.is_err(),
+        None => true,
+    };
+    if gone {
+        // Nobody follows the cluster any more: a reload is about to replace this director.
+        std::future::pending().await
+    }
+}
+
+fn renew(
+    pool: &Pool,
+    resolved: &[(BackendConfig, SocketAddr)],
+    view: Option<&ClusterView>,
+    prober: &Prober,
+    known: &mut Option<String>,
+) {
+    let config = pool.config.load_full();
+    let members = eligibility::members(&config, resolved, view);
+    let before = pool.backends.load_full();
+    let backends: Vec<Arc<Backend>> = members
+        .iter()
+        .map(|named| {
+            let same = before.iter().find(|one| one.address == named.address && one.name == named.name);
+            same.cloned().unwrap_or_else(|| Arc::new(Backend::new(&pool.name, &named.name, named.address)))
+        })
+        .collect();
+    let candidates = eligibility::candidates(&config, &members, &backends, view);
+    pool.members.store(Arc::new(members));
+    pool.backends.store(Arc::new(backends));
+    prober.sync();
+    let summary = match candidates.list.is_empty() {
+        true => format!("nobody: {}", candidates.why_empty),
+        false => {
+            let names: Vec<_> = candidates.list.iter().map(|one| one.backend.name.as_str()).collect();
+            names.join(", ")
+        }
+    };
+    pool.candidates.store(Arc::new(candidates));
+    if known.as_ref() != Some(&summary) {
+        tracing::info!(pool = pool.name, "new sessions go to {summary}");
+        *known = Some(summary);
+    }
+    pool.queue.wake_all();
+}
+
+/// Cuts what the view wants cut. Whether there may be more to come.
+fn cut(pool: &Pool, view: &ClusterView, proxy: &Weak<Proxy>) -> bool {
+    let config = pool.config.load();
+    match &config.source {
+        BackendSource::NodeLocal { rule, .. } if rule.role == Role::Primary => {}
+        // In a fleet the agents move the PgBouncers' server connections, and the clients stay.
+        _ => return false,
+    }
+    let members = pool.members.load();
+    let backends = pool.backends.load();
+    let mut any = false;
+    for (member, why) in &view.cut {
+        let Some(named) = members.iter().find(|named| named.name == *member) else { continue };
+        let Some(backend) = backends.iter().find(|one| one.address == named.address && one.sessions() > 0) else {
+            continue;
+        };
+        any = true;
+        let Some(proxy) = proxy.upgrade() else { return false };
+        let cut = proxy.cut_at(backend, Termination::Demoted);
+        if cut > 0 {
+            tracing::warn!(pool = pool.name, backend = backend.name, sessions = cut, "cut: {why}");
+        }
+    }
+    any
+}

@@ -1,0 +1,108 @@
+//! A CancelRequest: find the PgBouncer that owns the session and deliver the packet there.
+//!
+//! The owner is, in this order: the backend that gave out the key in a plaintext handshake we relayed; the backend
+//! with the `peer_id` in the key, if every backend of the pool has one; otherwise every backend of the pool is asked,
+//! and the one that owns the key acts. A CancelRequest inside TLS is invisible here and goes where its connection goes.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::connect::connect;
+use super::{Session, Termination};
+use crate::pg::cancel::{key_of, peer_id};
+use crate::pool::Pool;
+
+/// A server that took a cancel closes the connection; this long is waited for that, so that a client which waits for
+/// the close (as libpq does) knows the cancel was taken.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Cancels under way in the process. Each may open a connection to every backend: without a bound, a flood of made-up
+/// keys would be multiplied by the fleet.
+static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+const MOST_UNDER_WAY: usize = 256;
+
+pub(crate) async fn deliver(session: &Session, packet: &[u8]) -> Termination {
+    let Some(_slot) = Slot::take() else {
+        tracing::warn!(client = %session.record.client, "cancel refused: {MOST_UNDER_WAY} are under way");
+        return Termination::CancelFailed;
+    };
+    let owner = owner(session, packet);
+    if let Some(owner) = owner
+        && send(session, vec![owner], packet).await
+    {
+        return Termination::CancelDelivered;
+    }
+    // Unknown owner, or one that does not answer; with peering any PgBouncer passes it on.
+    let others =
+        session.pool.members.load().iter().map(|named| named.address).filter(|at| Some(*at) != owner).collect();
+    match send(session, others, packet).await {
+        true => Termination::CancelDelivered,
+        false => Termination::CancelFailed,
+    }
+}
+
+fn owner(session: &Session, packet: &[u8]) -> Option<SocketAddr> {
+    session.worker.proxy.cancel_keys.owner(key_of(packet)).or_else(|| owner_by_peer_id(&session.pool, packet))
+}
+
+fn owner_by_peer_id(pool: &Pool, packet: &[u8]) -> Option<SocketAddr> {
+    let members = pool.members.load();
+    if members.iter().any(|named| named.peer_id.is_none()) {
+        return None;
+    }
+    let wanted = peer_id(packet)?;
+    members.iter().find(|named| named.peer_id == Some(wanted)).map(|named| named.address)
+}
+
+/// Sends it to all at once and waits until each has closed. Whether at least one took it.
+async fn send(session: &Session, targets: Vec<SocketAddr>, packet: &[u8]) -> bool {
+    let tasks: Vec<_> = targets
+        .into_iter()
+        .map(|target| {
+            let (pool, packet) = (session.pool.clone(), packet.to_vec());
+            tokio_uring::spawn(async move { send_one(&pool, target, packet).await })
+        })
+        .collect();
+    let mut taken = false;
+    for task in tasks {
+        taken |= task.await.unwrap_or(false);
+    }
+    taken
+}
+
+async fn send_one(pool: &Pool, target: SocketAddr, packet: Vec<u8>) -> bool {
+    let leg = match connect(target, &pool.config.load_full()).await {
+        Ok(leg) => std::rc::Rc::new(leg),
+        Err(error) => {
+            tracing::info!(pool = pool.name, backend = %target, "cancel not delivered: {error}");
+            return false;
+        }
+    };
+    // The limit shuts the socket down, which ends the read below.
+    let watched = leg.clone();
+    let limit = tokio_uring::spawn(async move {
+        tokio::time::sleep(CLOSE_LIMIT).await;
+        watched.shut_down();
+    });
+    let sent = leg.write_all(packet).await.is_ok();
+    // Nothing but the end is expected; a reset is an end, too.
+    let _ = leg.read_more(&mut Vec::new()).await;
+    limit.abort();
+    sent
+}
+
+struct Slot;
+
+impl Slot {
+    fn take() -> Option<Self> {
+        let more = UNDER_WAY.fetch_update(Relaxed, Relaxed, |now| (now < MOST_UNDER_WAY).then_some(now + 1));
+        more.ok().map(|_| Self)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        UNDER_WAY.fetch_sub(1, Relaxed);
+    }
+}

@@ -1,0 +1,172 @@
+//! Step 4: a connected backend that has answered the first packet, with retries on others.
+//!
+//! A backend that refuses, times out, or closes before its first byte costs the client nothing: the first packet is
+//! still in our hands and goes to another one.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use socket2::SockRef;
+use tokio::net::TcpSocket;
+use tokio_uring::net::TcpStream;
+
+use super::bounds::Bounds;
+use super::leg::{self, Leg};
+use super::pick::{self, Failed, Tried};
+use super::startup::Opening;
+use super::{Phase, Session, Termination};
+use crate::config;
+use crate::health::passive;
+use crate::pg::startup::FirstPacket;
+use crate::pool::Place;
+
+/// A backend leg and its place, with the first bytes it answered (none under direct TLS, where we do not wait).
+pub(crate) struct Reached {
+    pub place: PlaceGuard,
+    pub leg: Leg,
+    pub answer: std::cell::RefCell<Vec<u8>>,
+    pub handshake_deadline: Instant,
+}
+
+/// Gives the place back and wakes whoever waits for it.
+pub(crate) struct PlaceGuard {
+    place: Option<Place>,
+    pool: std::sync::Arc<crate::pool::Pool>,
+}
+
+impl PlaceGuard {
+    fn new(place: Place, pool: &std::sync::Arc<crate::pool::Pool>) -> Self {
+        Self { place: Some(place), pool: pool.clone() }
+    }
+
+    pub fn backend(&self) -> &std::sync::Arc<crate::pool::Backend> {
+        self.place.as_ref().expect("held until drop").backend()
+    }
+}
+
+impl Drop for PlaceGuard {
+    fn drop(&mut self) {
+        drop(self.place.take());
+        self.pool.place_freed();
+    }
+}
+
+pub(crate) async fn reach(session: &Session, client: &Leg, opening: &Opening) -> Result<Reached, Failed> {
+    let mut tried = Tried::default();
+    let mut deadline = None;
+    let mut connecting = std::time::Duration::ZERO;
+    loop {
+        let place = pick::place(session, client, &mut tried, &mut deadline).await?;
+        let place = PlaceGuard::new(place, &session.pool);
+        session.record.update(|details| {
+            details.phase = Phase::Connect;
+            details.backend = Some(place.backend().clone());
+        });
+        let started = Instant::now();
+        let attempt = attempt(session, client, place, opening, &mut connecting).await;
+        match attempt {
+            Ok(reached) => {
+                session.record.update(|details| {
+                    details.phase = Phase::Handshake;
+                    details.backend_local = reached.leg.local_addr();
+                    details.times.connect = Some(connecting);
+                });
+                session.worker.proxy.metrics.observe_connect(&session.pool.name, connecting);
+                passive::on_connect_success(reached.place.backend());
+                reached.place.backend().counters.sessions.fetch_add(1, Relaxed);
+                return Ok(reached);
+            }
+            Err(Attempt::Ended(reason)) => return Err(reason.into()),
+            Err(Attempt::Failed(place, error)) => {
+                connecting += started.elapsed();
+                let backend = place.backend();
+                backend.counters.connect_failures.fetch_add(1, Relaxed);
+                session.pool.counters.retries.fetch_add(1, Relaxed);
+                passive::on_connect_failure(&session.pool, backend, &error);
+                tracing::debug!(session = %session.record.id, backend = %backend.address, "connect: {error}");
+                tried.addresses.push(backend.address);
+                tried.last = Some(format!("{} ({}): {error}", backend.name, backend.address));
+                session.record.update(|details| details.backend = None);
+            }
+        }
+    }
+}
+
+enum Attempt {
+    /// This backend failed; another may be tried.
+    Failed(PlaceGuard, io::Error),
+    /// The session itself ended meanwhile.
+    Ended(Termination),
+}
+
+impl From<Termination> for Attempt {
+    fn from(reason: Termination) -> Self {
+        Self::Ended(reason)
+    }
+}
+
+async fn attempt(
+    session: &Session,
+    client: &Leg,
+    place: PlaceGuard,
+    opening: &Opening,
+    connecting: &mut std::time::Duration,
+) -> Result<Reached, Attempt> {
+    let config = session.pool.config.load_full();
+    let address = place.backend().address;
+    let started = Instant::now();
+    let bounds =
+        Bounds { both: [client, client], deadline: None, late: Termination::ConnectFailed, watch: Some(client) };
+    // A connect that waits holds no buffer of the ring, so it may be dropped.
+    let connected = tokio::select! {
+        biased;
+        connected = connect(address, &config) => connected,
+        reason = session.struck(&bounds) => return Err(reason.into()),
+    };
+    let leg = match connected {
+        Ok(leg) => leg,
+        Err(error) => return Err(Attempt::Failed(place, error)),
+    };
+    let handshake_deadline = Instant::now() + config.timeouts.handshake;
+    let mut answer = Vec::new();
+    let direct = opening.packet == FirstPacket::DirectTls;
+    let operation = async {
+        leg.write_all(opening.bytes.clone()).await?;
+        if direct {
+            return Ok(());
+        }
+        match leg.read_more(&mut answer).await? {
+            0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection without an answer")),
+            _ => Ok(()),
+        }
+    };
+    let bounds = Bounds {
+        both: [&leg, &leg],
+        deadline: Some(handshake_deadline),
+        late: Termination::HandshakeTimeout,
+        watch: Some(client),
+    };
+    match session.within(bounds, operation).await? {
+        Ok(()) => {}
+        Err(error) => return Err(Attempt::Failed(place, error)),
+    }
+    *connecting += started.elapsed();
+    session.record.count(opening.bytes.len() as u64, 0);
+    Ok(Reached { place, leg, answer: answer.into(), handshake_deadline })
+}
+
+/// One TCP connect under the pool's limit, tuned. tokio-uring offers no connect on a socket of ours and none that a
+/// time limit could end, so this one step waits through epoll.
+pub(crate) async fn connect(address: SocketAddr, config: &config::Pool) -> io::Result<Leg> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    leg::tune(SockRef::from(&socket), &config.tcp)?;
+    let limit = config.timeouts.connect;
+    let stream = tokio::time::timeout(limit, socket.connect(address))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")))??;
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    Ok(Leg::new(TcpStream::from_std(stream), address))
+}

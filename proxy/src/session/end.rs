@@ -1,0 +1,62 @@
+//! The last step: say no to a client so that a person can read it, count, log, forget.
+
+use std::time::{Duration, Instant};
+
+use super::bounds::Bounds;
+use super::leg::Leg;
+use super::startup::{self, Opening};
+use super::{Session, Termination};
+use crate::pg::error::{SqlState, fatal};
+use crate::pg::startup::FirstPacket;
+
+/// How long a refused client may take to read its refusal.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(5);
+
+/// Sends a FATAL ErrorResponse with `why`. A client that asked for encryption is told `N` first: libpq throws away an
+/// error that comes in place of the answer, and with `sslmode=prefer` goes on in plaintext and reads this one. With
+/// `sslmode=require` it reports that the server does not support SSL.
+pub(crate) async fn refuse(
+    session: &Session,
+    client: &Leg,
+    mut opening: Opening,
+    reason: Termination,
+    why: &str,
+) -> Termination {
+    let state = match reason {
+        Termination::ListenerFull => SqlState::TooManyConnections,
+        Termination::QueueFull | Termination::QueueTimeout | Termination::ConnectFailed => SqlState::CannotConnectNow,
+        _ => return reason,
+    };
+    for _ in 0..3 {
+        let bytes = match opening.packet {
+            FirstPacket::Startup(_) => fatal(state, why),
+            FirstPacket::Ssl | FirstPacket::GssEnc => vec![b'N'],
+            FirstPacket::Cancel(_) | FirstPacket::DirectTls => break,
+        };
+        let bounds = Bounds {
+            both: [client, client],
+            deadline: Some(Instant::now() + REFUSAL_LIMIT),
+            late: reason,
+            watch: None,
+        };
+        if !matches!(session.within(bounds, client.write_all(bytes)).await, Ok(Ok(()))) {
+            break;
+        }
+        if matches!(opening.packet, FirstPacket::Startup(_)) {
+            break;
+        }
+        match startup::read(session, client, Vec::new()).await {
+            Ok(next) => opening = next,
+            Err(_) => break,
+        }
+    }
+    reason
+}
+
+/// Counts the end and writes the access line. The session's sockets and place are gone by now.
+pub(crate) fn account(session: &Session, reason: Termination) {
+    let total = session.record.accepted.elapsed();
+    session.listener.counters.count_end(reason);
+    session.worker.proxy.metrics.observe_session(&session.pool.name, total);
+    crate::log::access(&session.record, reason, total);
+}

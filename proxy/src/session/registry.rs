@@ -1,0 +1,60 @@
+//! Which sessions live. Each thread writes its own shard; only listings and scrapes look at the others.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use parking_lot::Mutex;
+
+use super::{SessionId, SessionRecord};
+
+#[derive(Debug, Default)]
+pub struct Registry {
+    shards: Vec<Shard>,
+    count: AtomicUsize,
+}
+
+type Shard = Mutex<HashMap<SessionId, Arc<SessionRecord>>>;
+
+impl Registry {
+    pub fn new(threads: usize) -> Self {
+        Self { shards: (0..threads).map(|_| Shard::default()).collect(), count: AtomicUsize::new(0) }
+    }
+
+    pub fn insert(&self, record: Arc<SessionRecord>) {
+        self.shards[record.id.thread()].lock().insert(record.id, record);
+        self.count.fetch_add(1, Relaxed);
+    }
+
+    pub fn remove(&self, id: SessionId) {
+        self.shards[id.thread()].lock().remove(&id);
+        self.count.fetch_sub(1, Relaxed);
+    }
+
+    pub fn contains(&self, id: SessionId) -> bool {
+        self.shards.get(id.thread()).is_some_and(|shard| shard.lock().contains_key(&id))
+    }
+
+    pub fn len(&self) -> usize {
+        self.count.load(Relaxed)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Unordered.
+    pub fn all(&self) -> Vec<Arc<SessionRecord>> {
+        self.shards.iter().flat_map(|shard| shard.lock().values().cloned().collect::<Vec<_>>()).collect()
+    }
+}
+
+impl SessionId {
+    pub fn new(thread: usize, number: u64) -> Self {
+        Self((thread as u64) << 56 | number)
+    }
+
+    pub fn thread(self) -> usize {
+        (self.0 >> 56) as usize
+    }
+}

@@ -1,0 +1,179 @@
+//! A data-plane thread: one tokio-uring runtime with its own SO_REUSEPORT listeners, its sessions, and the inbox
+//! through which the control plane steers it. Threads share nothing hot.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use socket2::SockRef;
+use tokio::sync::{mpsc, oneshot};
+
+use super::bounds::Cut;
+use super::{SessionId, Termination, accept};
+use crate::proxy::{Listener, Proxy};
+use crate::splice::relay::Relay;
+
+/// Entries of the thread's ring. The kernel clamps nothing here: more operations than this are submitted in turns.
+const RING_ENTRIES: u32 = 1024;
+
+/// An order from the control plane.
+#[derive(Debug)]
+pub enum Command {
+    Listen(Arc<Listener>, TcpListener),
+    /// Stop accepting for this listener, or for all; what the kernel had accepted already is served.
+    Unlisten(Option<Arc<Listener>>, oneshot::Sender<()>),
+    Cut(Vec<SessionId>, Termination),
+}
+
+/// The thread as the control plane sees it.
+#[derive(Clone, Debug)]
+pub struct Handle(mpsc::UnboundedSender<Command>);
+
+impl Handle {
+    /// A thread that ended takes no orders; the process is ending then.
+    pub fn send(&self, command: Command) {
+        let _ = self.0.send(command);
+    }
+}
+
+/// The inbox of a thread that is not started yet.
+#[derive(Debug)]
+pub struct Inbox(mpsc::UnboundedReceiver<Command>);
+
+pub fn channel() -> (Handle, Inbox) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    (Handle(sender), Inbox(receiver))
+}
+
+/// The thread as its own tasks see it.
+pub(crate) struct Worker {
+    pub proxy: Arc<Proxy>,
+    pub relay: Relay,
+    thread: usize,
+    next_session: Cell<u64>,
+    cuts: RefCell<HashMap<SessionId, Rc<Cut>>>,
+    listening: RefCell<Vec<Listening>>,
+}
+
+struct Listening {
+    listener: Arc<Listener>,
+    socket: Rc<tokio_uring::net::TcpListener>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// Starts thread number `thread` and its relay engine. It runs until the process ends.
+pub fn start(proxy: Arc<Proxy>, thread: usize, mut inbox: Inbox) -> io::Result<()> {
+    let relay = Relay::start(thread)?;
+    let (ready, started) = std::sync::mpsc::channel();
+    std::thread::Builder::new().name(format!("session-{thread}")).spawn(move || {
+        let mut builder = tokio_uring::builder();
+        builder.entries(RING_ENTRIES);
+        let runtime = match tokio_uring::Runtime::new(&builder) {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(ready.send(Err(error))),
+        };
+        let _ = ready.send(Ok(()));
+        runtime.block_on(async move {
+            let worker = Rc::new(Worker {
+                proxy,
+                relay,
+                thread,
+                next_session: Cell::new(1),
+                cuts: RefCell::default(),
+                listening: RefCell::default(),
+            });
+            while let Some(command) = inbox.0.recv().await {
+                worker.obey(command).await;
+            }
+        });
+    })?;
+    started.recv().map_err(|_| io::Error::other("the thread ended at its start"))?
+}
+
+impl Worker {
+    async fn obey(self: &Rc<Self>, command: Command) {
+        match command {
+            Command::Listen(listener, socket) => self.listen(listener, socket),
+            Command::Unlisten(listener, done) => {
+                self.unlisten(listener.as_ref()).await;
+                // The one who asked may have stopped waiting.
+                let _ = done.send(());
+            }
+            Command::Cut(ids, reason) => {
+                let cuts = self.cuts.borrow();
+                ids.iter().filter_map(|id| cuts.get(id)).for_each(|cut| cut.order(reason));
+            }
+        }
+    }
+
+    fn listen(self: &Rc<Self>, listener: Arc<Listener>, socket: TcpListener) {
+        let socket = Rc::new(tokio_uring::net::TcpListener::from_std(socket));
+        let task = tokio_uring::spawn(accept::run(self.clone(), listener.clone(), socket.clone()));
+        self.listening.borrow_mut().push(Listening { listener, socket, task });
+    }
+
+    /// shutdown(2) on a listening socket completes the accept in flight and refuses newcomers; connections that wait
+    /// in its queue are taken out before, or they would be reset.
+    async fn unlisten(self: &Rc<Self>, which: Option<&Arc<Listener>>) {
+        let (ending, staying): (Vec<_>, Vec<_>) = self
+            .listening
+            .take()
+            .into_iter()
+            .partition(|one| which.is_none_or(|listener| Arc::ptr_eq(listener, &one.listener)));
+        *self.listening.borrow_mut() = staying;
+        for one in ending {
+            // SAFETY: the Rc keeps the socket open during this borrow.
+            let socket = unsafe { BorrowedFd::borrow_raw(one.socket.as_raw_fd()) };
+            accept::drain_queue(self, &one.listener, socket);
+            if let Err(error) = SockRef::from(&socket).shutdown(std::net::Shutdown::Read) {
+                tracing::warn!(listener = one.listener.name, "shutdown: {error}");
+            }
+            if let Err(error) = one.task.await {
+                tracing::error!(listener = one.listener.name, "the accept task failed: {error}");
+            }
+        }
+    }
+
+    /// The next session's id and its way to be cut.
+    pub(crate) fn admit(&self) -> (SessionId, Rc<Cut>) {
+        let number = self.next_session.get();
+        self.next_session.set(number + 1);
+        let (id, cut) = (SessionId::new(self.thread, number), Rc::new(Cut::default()));
+        self.cuts.borrow_mut().insert(id, cut.clone());
+        (id, cut)
+    }
+
+    pub(crate) fn forget(&self, id: SessionId) {
+        self.cuts.borrow_mut().remove(&id);
+    }
+}
+
+/// One listening socket of those that share `address` by SO_REUSEPORT, one a thread.
+pub fn bind(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
+    let socket = listening_socket(address)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(backlog)?;
+    Ok(socket.into())
+}
+
+/// Fails with EADDRINUSE if anybody has a socket bound here, SO_REUSEPORT or not.
+pub fn probe_free(address: SocketAddr) -> io::Result<()> {
+    listening_socket(address)?.bind(&address.into())
+}
+
+fn listening_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+    // Connections of an earlier process that are in TIME_WAIT do not keep the port.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // Both `0.0.0.0:5432` and `[::]:5432` may be configured.
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
+}

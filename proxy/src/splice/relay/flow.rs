@@ -1,0 +1,169 @@
+//! The state of one relayed session: two directions, each receiving, sending or over.
+
+use std::os::fd::RawFd;
+use std::sync::atomic::Ordering::Relaxed;
+
+use tokio::sync::oneshot;
+
+use super::Job;
+use super::buffers::{LARGE, SMALL};
+use crate::session::Termination;
+
+/// Seconds of the engine's own clock.
+pub type Second = u32;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Client = 0,
+    Backend = 1,
+}
+
+impl Side {
+    pub const BOTH: [Self; 2] = [Self::Client, Self::Backend];
+
+    pub fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Backend,
+            Self::Backend => Self::Client,
+        }
+    }
+
+    fn closed(self) -> Termination {
+        match self {
+            Self::Client => Termination::ClientClosed,
+            Self::Backend => Termination::BackendClosed,
+        }
+    }
+
+    pub fn reset(self) -> Termination {
+        match self {
+            Self::Client => Termination::ClientReset,
+            Self::Backend => Termination::BackendReset,
+        }
+    }
+}
+
+/// One session in the engine.
+pub struct Session {
+    pub job: Box<Job>,
+    ended: oneshot::Sender<Termination>,
+    /// By the side the bytes come from.
+    pub halves: [Half; 2],
+    /// Operations the kernel has not completed. The session is forgotten only at zero.
+    pub in_flight: u8,
+    /// Set: no new operation is started.
+    pub ending: Option<Termination>,
+    /// Who ended its direction first, and when.
+    pub half_closed: Option<(Side, Second)>,
+    pub last_active: Second,
+}
+
+/// One direction.
+pub struct Half {
+    pub state: State,
+    /// A buffer of its own: while it streams, or when the ring had none left.
+    pub private: Option<Box<[u8]>>,
+    /// Chunks in a row that did (positive) or did not (negative) fill their buffer.
+    streak: i8,
+    /// Received and not yet added to the counters others read.
+    uncounted: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Receiving,
+    Sending {
+        chunk: Chunk,
+        at: u32,
+        end: u32,
+        since: Second,
+    },
+    /// The source sent FIN, and it was passed on.
+    Over,
+}
+
+/// Where the bytes of a send lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chunk {
+    Pooled(u16),
+    Private,
+}
+
+impl Session {
+    pub fn new(job: Box<Job>, ended: oneshot::Sender<Termination>, now: Second) -> Self {
+        let half = || Half { state: State::Receiving, private: None, streak: 0, uncounted: 0 };
+        let halves = [half(), half()];
+        Self { job, ended, halves, in_flight: 0, ending: None, half_closed: None, last_active: now }
+    }
+
+    pub fn fd(&self, side: Side) -> RawFd {
+        match side {
+            Side::Client => self.job.client,
+            Side::Backend => self.job.backend,
+        }
+    }
+
+    /// `from` sent FIN. Returns how the session ends if both have now.
+    pub fn end_of(&mut self, from: Side, now: Second) -> Option<Termination> {
+        self.halves[from as usize].state = State::Over;
+        let (first, _) = *self.half_closed.get_or_insert((from, now));
+        self.halves.iter().all(|half| half.state == State::Over).then(|| first.closed())
+    }
+
+    /// Which limit has passed, if any.
+    pub fn overdue(&self, now: Second) -> Option<Termination> {
+        let passed = |since: Second, limit: std::time::Duration| {
+            !limit.is_zero() && u64::from(now.wrapping_sub(since)) > limit.as_secs()
+        };
+        match self.half_closed {
+            Some((_, since)) if passed(since, self.job.half_closed) => Some(Termination::HalfClosedTimeout),
+            _ if passed(self.last_active, self.job.idle) => Some(Termination::IdleTimeout),
+            _ => None,
+        }
+    }
+
+    /// Adds what was forwarded since the last time to the counters others read.
+    pub fn publish(&mut self) {
+        let [bytes_in, bytes_out] = [0, 1].map(|half: usize| std::mem::take(&mut self.halves[half].uncounted));
+        if bytes_in == 0 && bytes_out == 0 {
+            return;
+        }
+        self.job.record.count(bytes_in, bytes_out);
+        self.job.at_backend.counters.bytes_in.fetch_add(bytes_in, Relaxed);
+        self.job.at_backend.counters.bytes_out.fetch_add(bytes_out, Relaxed);
+        self.job.at_listener.counters.bytes_in.fetch_add(bytes_in, Relaxed);
+        self.job.at_listener.counters.bytes_out.fetch_add(bytes_out, Relaxed);
+    }
+
+    /// Tells the one who waits. The descriptors are its again.
+    pub fn finish(mut self, reason: Termination) {
+        self.publish();
+        // Nobody waits only when the process is ending.
+        let _ = self.ended.send(reason);
+    }
+}
+
+impl Half {
+    /// A chunk of `length` bytes arrived.
+    pub fn received(&mut self, length: usize, chunk: Chunk, now: Second) {
+        self.uncounted += length as u64;
+        let room = self.private.as_ref().map_or(SMALL, |buffer| buffer.len());
+        let filled = if length == room { 1 } else { -1 };
+        self.streak = if self.streak.signum() == filled { self.streak.saturating_add(filled) } else { filled };
+        self.state = State::Sending { chunk, at: 0, end: length as u32, since: now };
+    }
+
+    /// Everything received was sent: choose the buffer of the next receive.
+    pub fn sent(&mut self) {
+        self.state = State::Receiving;
+        let room = self.private.as_ref().map(|buffer| buffer.len());
+        match room {
+            // Two full chunks in a row: it streams.
+            None | Some(SMALL) if self.streak >= 2 => self.private = Some(vec![0; LARGE].into_boxed_slice()),
+            // Small chunks again for a while. A borrowed small buffer goes back at once.
+            Some(LARGE) if self.streak <= -16 => self.private = None,
+            Some(SMALL) => self.private = None,
+            _ => {}
+        }
+    }
+}
