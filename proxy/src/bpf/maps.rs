@@ -110,6 +110,15 @@ impl Maps {
         }
     }
 
+    /// The entry of exactly this prefix, which must exist: the kernel answers with the longest that matches.
+    pub fn denied(&self, net: IpNet) -> Result<DenyEntry, MapError> {
+        let len = u32::from(net.prefix);
+        match net.addr {
+            IpAddr::V4(a) => self.deny4.get(&Key::new(len, a.octets()), 0),
+            IpAddr::V6(a) => self.deny6.get(&Key::new(len, a.octets()), 0),
+        }
+    }
+
     pub fn remove_deny(&mut self, net: IpNet) -> Result<(), MapError> {
         let len = u32::from(net.prefix);
         match net.addr {
