@@ -115,6 +115,12 @@ impl Pins {
         Ok(removed)
     }
 
+    /// Is nothing pinned for this layout?
+    pub fn is_empty(&self) -> bool {
+        let empty = |folder: &Path| list(folder).is_ok_and(|names| names.is_empty());
+        empty(&self.maps()) && empty(&self.links())
+    }
+
     /// Removes every pin and the folder.
     pub fn remove(self) -> Result<(), PinError> {
         remove_tree(&self.path)

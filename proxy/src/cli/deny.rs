@@ -75,7 +75,7 @@ fn change(client: &ClientArgs, method: &Method, sources: &[IpNet]) -> anyhow::Re
     })
 }
 
-fn lines(changes: &Vec<DenyChange>, done: &str) -> String {
+fn lines(changes: &[DenyChange], done: &str) -> String {
     changes
         .iter()
         .map(|change| format!("{} {done}{}\n", change.net, if change.changed { "" } else { " (it was before)" }))

@@ -67,18 +67,10 @@ impl Guard {
     /// except that a program left by a process before us stays.
     pub fn start(config: &config::Guard, listeners: &[(String, SocketAddr)]) -> Result<Self, GuardError> {
         let pins = Pins::open(&config.pin_path)?;
-        let adopted = !pins.linked()?.is_empty();
-        let mut inner = match Inner::load(pins) {
-            Ok(inner) => inner,
-            Err((pins, error)) => {
-                if !adopted {
-                    let _ = pins.remove();
-                }
-                return Err(error);
-            }
-        };
+        let fresh = pins.linked()?.is_empty();
+        let mut inner = Inner::load(pins, fresh)?;
         if let Err(error) = inner.apply(config, listeners) {
-            if !adopted && let Err(also) = inner.stop() {
+            if fresh && let Err(also) = inner.stop() {
                 tracing::warn!("cannot take back what the guard did before it failed: {also}");
             }
             return Err(error);
@@ -140,7 +132,8 @@ impl Guard {
 }
 
 impl Inner {
-    fn load(pins: Pins) -> Result<Self, (Pins, GuardError)> {
+    /// `fresh`: no process before us left a program, so what a failure leaves is removed.
+    fn load(pins: Pins, fresh: bool) -> Result<Self, GuardError> {
         let loaded = Object::load(&pins).map_err(GuardError::from).and_then(|(object, maps)| {
             let listeners = Listeners::adopt(&maps)?;
             let deny = DenyList::adopt(&maps)?;
@@ -150,7 +143,13 @@ impl Inner {
             Ok((object, maps, listeners, deny)) => {
                 Ok(Self { pins, object, maps, interfaces: Interfaces::default(), listeners, deny })
             }
-            Err(error) => Err((pins, error)),
+            Err(error) => {
+                // Only where nothing is pinned yet: a deny list that cannot be read is still somebody's.
+                if fresh && pins.is_empty() {
+                    let _ = pins.remove();
+                }
+                Err(error)
+            }
         }
     }
 
