@@ -55,6 +55,13 @@ impl Config {
         parse::parse(text, name).0
     }
 
+    /// Checks what no single value can tell, as [`Self::load`] does for a file: for one made from addresses.
+    pub fn check(&self) -> Result<Vec<Warning>, ConfigErrors> {
+        let mut report = report::Report::of(self.origin.clone());
+        validate::validate(self, &mut report);
+        report.finish()
+    }
+
     /// The configuration without a file: one listener named `default`, one pool of that name with these backends.
     pub fn from_addresses(listen: &[SocketAddr], backends: &[SocketAddr]) -> Self {
         const NAME: &str = "default";

@@ -34,18 +34,18 @@ pub fn who_listens(addr: SocketAddr) -> Option<Owner> {
     if inodes.is_empty() { None } else { holder_of(&inodes) }
 }
 
-/// `address in use (pid 812 postgres)`: a failed bind(2) in words.
+/// `address in use (pid 812 postgres): 0.0.0.0:5432`: a failed bind(2) in words.
 pub fn bind_problem(addr: SocketAddr, error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::AddrInUse => match who_listens(addr) {
-            Some(owner) => format!("{addr}: address in use ({owner})"),
-            None => format!("{addr}: address in use"),
+            Some(owner) => format!("address in use ({owner}): {addr}"),
+            None => format!("address in use: {addr}"),
         },
-        std::io::ErrorKind::AddrNotAvailable => format!("{addr}: no interface of this host has this address"),
-        std::io::ErrorKind::PermissionDenied => {
-            format!("{addr}: permission denied; ports below 1024 need CAP_NET_BIND_SERVICE")
+        std::io::ErrorKind::AddrNotAvailable => format!("no interface of this host has this address: {addr}"),
+        std::io::ErrorKind::PermissionDenied if addr.port() < 1024 => {
+            format!("permission denied (a port below 1024 needs CAP_NET_BIND_SERVICE): {addr}")
         }
-        _ => format!("{addr}: {}", super::plain_io_error(error)),
+        _ => format!("{}: {addr}", super::plain_io_error(error)),
     }
 }
 
@@ -61,13 +61,18 @@ fn listening_inodes(table: &str, addr: SocketAddr) -> Vec<u64> {
     table.lines().skip(1).filter_map(inode).collect()
 }
 
+/// Our own IPv6 sockets are IPv6 only, so IPv4 ones never hinder them; `[::]` of others mostly takes IPv4 as well,
+/// which the table does not tell.
 fn in_the_way(listening: SocketAddr, wanted: SocketAddr) -> bool {
     let (listening_ip, wanted_ip) = (listening.ip().to_canonical(), wanted.ip().to_canonical());
-    listening.port() == wanted.port()
-        && (listening_ip == wanted_ip
-            || wanted_ip.is_unspecified()
-            || listening_ip == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-            || (listening_ip.is_unspecified() && wanted_ip.is_ipv4()))
+    let covers = match (listening_ip, wanted_ip) {
+        (IpAddr::V4(_), IpAddr::V6(_)) => false,
+        (IpAddr::V6(listening), IpAddr::V4(_)) => listening.is_unspecified(),
+        (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)) => {
+            listening_ip == wanted_ip || listening_ip.is_unspecified() || wanted_ip.is_unspecified()
+        }
+    };
+    covers && listening.port() == wanted.port()
 }
 
 /// `0100007F:1538`: the address's 32-bit words in this machine's byte order, the port as a number, all in hex.
@@ -130,6 +135,23 @@ mod tests {
     }
 
     #[test]
+    fn an_address_hinders_those_it_covers() {
+        for (listening, wanted, hinders) in [
+            ("0.0.0.0:5432", "10.0.0.1:5432", true),
+            ("10.0.0.1:5432", "0.0.0.0:5432", true),
+            ("10.0.0.1:5432", "10.0.0.2:5432", false),
+            ("10.0.0.1:5432", "10.0.0.1:5433", false),
+            ("[::]:5432", "10.0.0.1:5432", true),
+            ("[::ffff:10.0.0.1]:5432", "10.0.0.1:5432", true),
+            ("0.0.0.0:5432", "[::]:5432", false),
+            ("[::1]:5432", "[::]:5432", true),
+        ] {
+            let found = in_the_way(listening.parse().unwrap(), wanted.parse().unwrap());
+            assert_eq!(found, hinders, "{listening} {wanted}");
+        }
+    }
+
+    #[test]
     fn a_listening_child_is_found() {
         // A child that inherits the socket listens as much as we do, and we leave ourselves out.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -138,10 +160,12 @@ mod tests {
         let inherited = std::process::Stdio::from(std::os::fd::OwnedFd::from(listener.try_clone().unwrap()));
         let mut child = std::process::Command::new("sleep").arg("30").stdin(inherited).spawn().unwrap();
         let owner = who_listens(addr);
+        let problem = bind_problem(addr, &std::net::TcpListener::bind(addr).unwrap_err());
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(owner, Some(Owner { pid: child.id(), comm: "sleep".into() }));
+        assert_eq!(problem, format!("address in use (pid {} sleep): {addr}", child.id()));
         let error = std::net::TcpListener::bind(addr).unwrap_err();
-        assert_eq!(bind_problem(addr, &error), format!("{addr}: address in use"));
+        assert_eq!(bind_problem(addr, &error), format!("address in use: {addr}"));
     }
 }

@@ -121,6 +121,22 @@ impl Report {
         Self { origin: Origin::new(file), errors: Vec::new(), warnings: Vec::new(), breaks }
     }
 
+    /// For a configuration that is typed already.
+    pub fn of(origin: Origin) -> Self {
+        Self { origin, errors: Vec::new(), warnings: Vec::new(), breaks: Vec::new() }
+    }
+
+    /// By line; those of one line in the order they were found.
+    pub fn finish(mut self) -> Result<Vec<Warning>, ConfigErrors> {
+        self.errors.sort_by_key(|error| error.line);
+        self.warnings.sort_by_key(|warning| warning.line);
+        if self.errors.is_empty() {
+            Ok(self.warnings)
+        } else {
+            Err(ConfigErrors { errors: self.errors, warnings: self.warnings })
+        }
+    }
+
     /// The line, from 1, of a byte of the text.
     pub fn line_at(&self, offset: usize) -> usize {
         self.breaks.partition_point(|at| *at < offset) + 1
@@ -128,18 +144,18 @@ impl Report {
 
     /// Blames a key; its line, or that of the section around it, is known from the file.
     pub fn error(&mut self, key: &str, problem: impl Into<String>, expected: impl Into<String>) {
-        let line = self.origin.line(key).unwrap_or(1);
-        self.error_at(line, key, problem, expected);
+        // What is missing altogether is blamed at the top of the file.
+        let line = self.origin.line(key).or((!self.origin.file.is_empty()).then_some(1));
+        self.push(line, key, problem.into(), expected.into());
     }
 
     pub fn error_at(&mut self, line: usize, key: &str, problem: impl Into<String>, expected: impl Into<String>) {
-        self.errors.push(ConfigError {
-            file: self.origin.file.clone(),
-            line: Some(line),
-            key: without_last_index(key).into(),
-            problem: problem.into(),
-            expected: expected.into(),
-        });
+        self.push(Some(line), key, problem.into(), expected.into());
+    }
+
+    fn push(&mut self, line: Option<usize>, key: &str, problem: String, expected: String) {
+        let (file, key) = (self.origin.file.clone(), without_last_index(key).into());
+        self.errors.push(ConfigError { file, line, key, problem, expected });
     }
 
     pub fn warn(&mut self, key: &str, problem: impl Into<String>) {
@@ -150,12 +166,6 @@ impl Report {
             problem: problem.into(),
         });
     }
-
-    /// By line; those of one line in the order they were found.
-    pub fn sort(&mut self) {
-        self.errors.sort_by_key(|error| error.line);
-        self.warnings.sort_by_key(|warning| warning.line);
-    }
 }
 
 /// A line of a list names its element well enough: `bind[1]` is shown as `bind`, `backend[1].address` as it is.
@@ -164,9 +174,10 @@ fn without_last_index(key: &str) -> &str {
 }
 
 fn write_place(f: &mut fmt::Formatter<'_>, file: &str, line: Option<usize>) -> fmt::Result {
-    match line {
-        Some(line) => write!(f, "{file}:{line}: "),
-        None => write!(f, "{file}: "),
+    match (file, line) {
+        ("", _) => Ok(()),
+        (file, Some(line)) => write!(f, "{file}:{line}: "),
+        (file, None) => write!(f, "{file}: "),
     }
 }
 

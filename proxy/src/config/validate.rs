@@ -95,16 +95,20 @@ fn check_backends(path: &str, backends: &[BackendConfig], config: &Config, repor
     let mut seen: [BTreeMap<String, usize>; 3] = Default::default();
     for (index, backend) in &known {
         let at = |key: &str| format!("{path}.backend[{index}].{key}");
+        let own_name = (backend.name != backend.address).then(|| backend.name.clone());
         let identities = [
             ("address", Some(backend.address.to_lowercase()), "an address once"),
-            ("name", Some(backend.name.clone()), "a name of its own"),
+            ("name", own_name, "a name of its own"),
             ("peer_id", backend.peer_id.map(|id| id.to_string()), "the peer_id this PgBouncer has"),
         ];
         for ((key, identity, expected), seen) in identities.into_iter().zip(&mut seen) {
-            let Some(identity) = identity.filter(|_| report.origin.has(&at(key))) else { continue };
+            let Some(identity) = identity else { continue };
             if let Some(first) = seen.get(&identity) {
-                let line = report.origin.line(&format!("{path}.backend[{first}].{key}")).unwrap_or(1);
-                report.error(&at(key), format!("{identity} is also that of the backend in line {line}"), expected);
+                let other = match report.origin.line(&format!("{path}.backend[{first}].{key}")) {
+                    Some(line) => format!("the backend in line {line}"),
+                    None => "another backend".into(),
+                };
+                report.error(&at(key), format!("{identity} is also that of {other}"), expected);
             } else {
                 seen.insert(identity, *index);
             }

@@ -361,9 +361,9 @@ pub(super) fn endpoint<'k>() -> Kind<'k, String> {
 pub(super) fn log_level<'k>() -> Kind<'k, String> {
     Kind::new("a level (error, warn, info, debug, trace) or directives such as info,pgsplice=debug", |value| {
         let text = string(value)?;
-        match tracing_subscriber::EnvFilter::builder().parse(text) {
-            Ok(_) if !text.trim().is_empty() => Ok(text.into()),
-            _ => Err(format!("{text:?} is not a log filter")),
+        match crate::log::check_level(text) {
+            Ok(()) => Ok(text.into()),
+            Err(_) => Err(format!("{text:?} is not a log filter")),
         }
     })
 }

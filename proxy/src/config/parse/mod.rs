@@ -27,7 +27,7 @@ pub(super) fn parse(text: &str, file: &str) -> (Outcome, BTreeSet<String>) {
             let (problem, expected) = syntax_problem(error.message());
             report.error_at(line, "", problem, expected);
         }
-        return (Err(errors(report)), BTreeSet::new());
+        return (report.finish().map(|warnings| (Config::default(), warnings)), BTreeSet::new());
     }
 
     let folder = Path::new(file).parent().unwrap_or(Path::new("")).to_owned();
@@ -51,13 +51,8 @@ pub(super) fn parse(text: &str, file: &str) -> (Outcome, BTreeSet<String>) {
     reader.blame_unknown();
     let Reader { mut report, known, .. } = reader;
     validate::validate(&config, &mut report);
-    if report.errors.is_empty() {
-        report.sort();
-        config.origin = report.origin;
-        (Ok((config, report.warnings)), known)
-    } else {
-        (Err(errors(report)), known)
-    }
+    config.origin = report.origin.clone();
+    (report.finish().map(|warnings| (config, warnings)), known)
 }
 
 /// The TOML parser's message in two parts, with words of our own where it has none a person could use.
@@ -68,11 +63,6 @@ fn syntax_problem(message: &str) -> (&str, &str) {
         None if message == "duplicate key" => (message, "each key once in its section"),
         None => (message, "TOML"),
     }
-}
-
-fn errors(mut report: Report) -> ConfigErrors {
-    report.sort();
-    ConfigErrors { errors: report.errors, warnings: report.warnings }
 }
 
 fn proxy(mut section: Section<'_, '_>, proxy: &mut Proxy) {

@@ -257,6 +257,36 @@ fn addresses_alone_make_a_configuration() {
 }
 
 #[test]
+fn addresses_alone_are_checked_too() {
+    let check = |listen: &[&str], backends: &[&str]| {
+        let parse =
+            |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<std::net::SocketAddr>>();
+        Config::from_addresses(&parse(listen), &parse(backends)).check().map_err(|errors| errors.to_string())
+    };
+    assert_eq!(check(&["127.0.0.1:5432"], &["127.0.0.1:6432"]), Ok(Vec::new()));
+    for (listen, backends, message) in [
+        (
+            &["127.0.0.1:1"][..],
+            &["127.0.0.1:1"][..],
+            "pool.default.backend[0].address: 127.0.0.1:1 is listener.default itself, so sessions would go in circles; \
+             expected the address of a PgBouncer or PostgreSQL",
+        ),
+        (
+            &["127.0.0.1:1", "127.0.0.1:1"],
+            &["127.0.0.1:2"],
+            "listener.default.bind: 127.0.0.1:1 is there twice; expected an address of its own",
+        ),
+        (
+            &["127.0.0.1:1"],
+            &["127.0.0.1:2", "127.0.0.1:2"],
+            "pool.default.backend[1].address: 127.0.0.1:2 is also that of another backend; expected an address once",
+        ),
+    ] {
+        assert_eq!(check(listen, backends), Err(message.into()));
+    }
+}
+
+#[test]
 fn what_is_read_is_what_is_written() {
     let folder = folder();
     let name = folder.path().join("pgsplice.toml").display().to_string();

@@ -31,6 +31,7 @@ const CASES: &[(Around, &str, &str)] = &[
     (STATIC, r#"proxy.drain_timeout = 30"#, r#"pgsplice.toml:1: proxy.drain_timeout: 30 has no unit; expected a duration such as 2s, 500ms or 1h30m, or 0 for cutting at once"#),
     (STATIC, r#"log.format = "jsn""#, r#"pgsplice.toml:1: log.format: "jsn" is not known (did you mean "json"?); expected "text" or "json""#),
     (STATIC, r#"log.level = "=,""#, r#"pgsplice.toml:1: log.level: "=," is not a log filter; expected a level (error, warn, info, debug, trace) or directives such as info,pgsplice=debug"#),
+    (STATIC, r#"log.level = "verbose""#, r#"pgsplice.toml:1: log.level: "verbose" is not a log filter; expected a level (error, warn, info, debug, trace) or directives such as info,pgsplice=debug"#),
     (STATIC, r#"log.access = "yes""#, r#"pgsplice.toml:1: log.access: "yes" is text; expected true or false"#),
     (STATIC, r#"admin.socket = "admin.sock""#, r#"pgsplice.toml:1: admin.socket: "admin.sock" is not absolute; expected an absolute path of at most 107 bytes"#),
     (STATIC, r#"admin.http = "localhost:9187""#, r#"pgsplice.toml:1: admin.http: "localhost" is not an IP address; expected ip:port such as 127.0.0.1:9187"#),
