@@ -11,6 +11,9 @@ use crate::config::Balance;
 /// section 3.4, ask: with 100 backends the shares differ by about 1 %.
 const MAGLEV_SLOTS: usize = 65_537;
 
+/// Turns in a round-robin round at most.
+const LONGEST_ROUND: u64 = 4096;
+
 /// The candidates that are (or are not) backups, best first. `turn` grows by one with each call.
 pub fn order(
     balance: Balance,
@@ -26,7 +29,8 @@ pub fn order(
         match balance {
             Balance::First => {}
             Balance::RoundRobin => {
-                let first = weighted_turn(&list, turn);
+                let owner = candidates.table.get(turn % candidates.table.len().max(1));
+                let first = position(&list, candidates, owner).unwrap_or(turn % count);
                 list.rotate_left(first);
             }
             Balance::LeastConnections => {
@@ -44,9 +48,8 @@ pub fn order(
             Balance::SourceHash => {
                 // A backup has no place in the table; backups stand in order.
                 let slot = hash_ip(client) as usize % MAGLEV_SLOTS;
-                let owner = candidates.maglev.get(slot).and_then(|&index| candidates.list.get(usize::from(index)));
-                let at = owner.and_then(|owner| list.iter().position(|candidate| std::ptr::eq(*candidate, owner)));
-                list.rotate_left(at.unwrap_or(0));
+                let first = position(&list, candidates, candidates.table.get(slot)).unwrap_or(0);
+                list.rotate_left(first);
             }
         }
     }
@@ -59,36 +62,44 @@ fn load_order(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     load(a, b).cmp(&load(b, a))
 }
 
-/// Which candidate this turn belongs to when each has as many turns in a round as its weight. The turns of one
-/// candidate are spread over the round, not in a row: the round is walked in steps coprime to its length.
-fn weighted_turn(list: &[&Candidate], turn: usize) -> usize {
-    let total: u64 = list.iter().map(|candidate| u64::from(candidate.weight)).sum();
-    if total == list.len() as u64 {
-        return turn % list.len();
-    }
-    let mut step = (total as f64 * 0.618_034) as u64 | 1;
-    while gcd(step, total) != 1 {
-        step += 2;
-    }
-    let mut at = (turn as u64 % total).wrapping_mul(step) % total;
-    for (index, candidate) in list.iter().enumerate() {
-        let weight = u64::from(candidate.weight);
-        if at < weight {
-            return index;
-        }
-        at -= weight;
-    }
-    0
+/// Where in `list` the candidate stands that the table names. A backup has no place in the table.
+fn position(list: &[&Candidate], candidates: &Candidates, owner: Option<&u16>) -> Option<usize> {
+    let owner = candidates.list.get(usize::from(*owner?))?;
+    list.iter().position(|candidate| std::ptr::eq(*candidate, owner))
 }
 
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
+/// The table a policy needs, of indices into `list`; empty for those that need none.
+pub fn table(balance: Balance, list: &[Candidate]) -> Vec<u16> {
+    match balance {
+        Balance::SourceHash => maglev(list),
+        Balance::RoundRobin => round(list),
+        Balance::First | Balance::LeastConnections | Balance::TwoChoices => Vec::new(),
+    }
+}
+
+/// One round of turns: each as often as its weight says, spread evenly. With large weights the shares are rounded to
+/// turns of a round of [`LONGEST_ROUND`].
+fn round(list: &[Candidate]) -> Vec<u16> {
+    let active = active(list);
+    let total: u64 = active.iter().map(|&i| u64::from(list[i].weight)).sum();
+    let mut turns: Vec<(f64, u16)> = Vec::new();
+    for i in active {
+        let weight = u64::from(list[i].weight);
+        let share = if total <= LONGEST_ROUND { weight } else { (weight * LONGEST_ROUND / total).max(1) };
+        turns.extend((0..share).map(|nth| ((nth as f64 + 0.5) / share as f64, i as u16)));
+    }
+    turns.sort_by(|a, b| a.0.total_cmp(&b.0));
+    turns.into_iter().map(|(_, index)| index).collect()
+}
+
+/// Indices of those that take sessions and are no backups.
+fn active(list: &[Candidate]) -> Vec<usize> {
+    (0..list.len().min(usize::from(u16::MAX))).filter(|&i| !list[i].backup && list[i].weight > 0).collect()
 }
 
 /// Fills the Maglev table for every candidate that is no backup. Few slots move when one of them goes.
-pub fn maglev(list: &[Candidate]) -> Vec<u16> {
-    let active: Vec<usize> =
-        (0..list.len().min(usize::from(u16::MAX))).filter(|&i| !list[i].backup && list[i].weight > 0).collect();
+fn maglev(list: &[Candidate]) -> Vec<u16> {
+    let active = active(list);
     if active.is_empty() {
         return Vec::new();
     }
@@ -157,7 +168,7 @@ mod tests {
 
     const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 9));
 
-    fn candidates(weights: &[u32]) -> Candidates {
+    fn candidates(balance: Balance, weights: &[u32]) -> Candidates {
         let list: Vec<Candidate> = weights
             .iter()
             .enumerate()
@@ -167,7 +178,7 @@ mod tests {
                 Candidate { backend, weight, backup: false, max_sessions: 0, peer_id: None }
             })
             .collect();
-        Candidates { maglev: maglev(&list), list, why_empty: String::new() }
+        Candidates { table: table(balance, &list), list, why_empty: String::new() }
     }
 
     fn first(balance: Balance, from: &Candidates, client: IpAddr, turn: usize) -> String {
@@ -182,7 +193,7 @@ mod tests {
 
     #[test]
     fn round_robin_gives_each_its_weight_and_not_in_a_row() {
-        let from = candidates(&[1, 3, 2]);
+        let from = candidates(Balance::RoundRobin, &[1, 3, 2]);
         assert_eq!(shares(Balance::RoundRobin, &from, 600).into_values().collect::<Vec<_>>(), [100, 300, 200]);
         let run: Vec<String> = (0..6).map(|turn| first(Balance::RoundRobin, &from, CLIENT, turn)).collect();
         assert!(!run.windows(3).any(|w| w[0] == w[1] && w[1] == w[2]), "{run:?}");
@@ -190,7 +201,7 @@ mod tests {
 
     #[test]
     fn least_connections_counts_sessions_per_weight() {
-        let from = candidates(&[1, 2]);
+        let from = candidates(Balance::LeastConnections, &[1, 2]);
         let places: Vec<_> = (0..3).filter_map(|_| Place::take(&from.list[1].backend, 0)).collect();
         let one = Place::take(&from.list[0].backend, 0);
         assert_eq!(first(Balance::LeastConnections, &from, CLIENT, 0), "b0", "1/1 is less than 3/2");
@@ -202,7 +213,7 @@ mod tests {
 
     #[test]
     fn two_choices_never_takes_the_busiest() {
-        let from = candidates(&[1, 1, 1]);
+        let from = candidates(Balance::TwoChoices, &[1, 1, 1]);
         let _busy: Vec<_> = (0..9).filter_map(|_| Place::take(&from.list[2].backend, 0)).collect();
         let shares = shares(Balance::TwoChoices, &from, 300);
         assert_eq!(shares.get("b2"), None, "{shares:?}");
@@ -211,10 +222,10 @@ mod tests {
 
     #[test]
     fn source_hash_spreads_clients_and_moves_few_when_a_backend_goes() {
-        let all = candidates(&[1, 1, 1, 1]);
-        let mut less = candidates(&[1, 1, 1, 1]);
+        let all = candidates(Balance::SourceHash, &[1, 1, 1, 1]);
+        let mut less = candidates(Balance::SourceHash, &[1, 1, 1, 1]);
         less.list.remove(3);
-        less.maglev = maglev(&less.list);
+        less.table = maglev(&less.list);
         let (mut moved, mut share) = (0, BTreeMap::<String, usize>::new());
         for n in 0..4000u32 {
             let client = IpAddr::V4(std::net::Ipv4Addr::from(0x0a00_0000 + n));
@@ -229,10 +240,10 @@ mod tests {
 
     #[test]
     fn every_policy_offers_everyone_once() {
-        let from = candidates(&[5, 1, 2, 0]);
         for balance in
             [Balance::First, Balance::RoundRobin, Balance::LeastConnections, Balance::TwoChoices, Balance::SourceHash]
         {
+            let from = candidates(balance, &[5, 1, 2, 0]);
             for turn in 0..20 {
                 let mut names: Vec<_> = order(balance, &from, false, CLIENT, turn).map(|c| &c.backend.name).collect();
                 names.sort();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Backend, Candidate, Candidates, Health, balance};
 use crate::cluster::{BouncerState, ClusterView, Member, StoreHealth};
-use crate::config::{self, BackendSource, Balance, NodeAddress, ProbeKind, Role, RoleRule};
+use crate::config::{self, BackendSource, NodeAddress, ProbeKind, Role, RoleRule};
 
 /// One backend as configuration and cluster name it, before health is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,9 +167,9 @@ pub fn candidates(
             }),
         }
     }
-    let maglev = if pool.balance == Balance::SourceHash { balance::maglev(&list) } else { Vec::new() };
+    let table = balance::table(pool.balance, &list);
     let why_empty = if list.is_empty() { why_empty(pool, reasons, view) } else { String::new() };
-    Candidates { list, why_empty, maglev }
+    Candidates { list, why_empty, table }
 }
 
 fn unusable(pool: &config::Pool, backend: &Backend) -> Option<String> {

@@ -51,8 +51,8 @@ pub struct PoolCounters {
 pub struct Candidates {
     pub list: Vec<Candidate>,
     pub why_empty: String,
-    /// For [`config::Balance::SourceHash`] only: slots to indices of `list`.
-    pub maglev: Vec<u16>,
+    /// What the policy needs besides, as indices of `list`: see [`balance::table`].
+    pub table: Vec<u16>,
 }
 
 #[derive(Clone, Debug)]
