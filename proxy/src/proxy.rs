@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
 use crate::admin::metrics::Metrics;
 use crate::cluster::{self, ClusterHandle, ClusterView};
 use crate::config::{self, BackendConfig, BackendSource, Config};
+use crate::guard::{Guard, GuardError};
 use crate::pg::cancel::CancelKeys;
 use crate::pool::director::Director;
 use crate::pool::{Backend, Pool};
@@ -36,6 +37,8 @@ pub struct Proxy {
     pub metrics: Metrics,
     pub registry: Registry,
     pub cancel_keys: Arc<CancelKeys>,
+    /// Admission in XDP; none unless `guard.interfaces` names any.
+    guard: ArcSwapOption<Guard>,
     log: Option<crate::log::Log>,
     workers: Vec<worker::Handle>,
     draining: AtomicBool,
@@ -114,6 +117,8 @@ pub enum ApplyError {
     Bind { place: String, problem: String },
     #[error("{place}cannot resolve {address}: {error}")]
     Resolve { place: String, address: String, error: String },
+    #[error(transparent)]
+    Guard(#[from] GuardError),
     #[error("data-plane thread {thread} did not start: {error}")]
     Thread { thread: usize, error: io::Error },
 }
@@ -149,12 +154,16 @@ impl Proxy {
             metrics: Metrics::default(),
             registry: Registry::new(threads),
             cancel_keys: Arc::default(),
+            guard: ArcSwapOption::empty(),
             log,
             workers,
             draining: AtomicBool::new(false),
             control: tokio::sync::Mutex::default(),
         });
         let prepared = proxy.prepare(&config).await?;
+        if !config.guard.interfaces.is_empty() {
+            proxy.guard.store(Some(Arc::new(Guard::start(&config.guard, &proxy.addresses(&config, &prepared))?)));
+        }
         for (thread, inbox) in inboxes.into_iter().enumerate() {
             worker::start(proxy.clone(), thread, inbox).map_err(|error| ApplyError::Thread { thread, error })?;
         }
@@ -166,6 +175,20 @@ impl Proxy {
 
     pub fn lifecycle(&self) -> Lifecycle {
         if self.draining.load(Relaxed) { Lifecycle::Draining } else { Lifecycle::Running }
+    }
+
+    pub fn guard(&self) -> Option<Arc<Guard>> {
+        self.guard.load_full()
+    }
+
+    /// Takes the guard's program off the interfaces, at the end of the process.
+    pub fn stop_guard(&self) {
+        let Some(guard) = self.guard.swap(None) else { return };
+        match Arc::try_unwrap(guard).map(Guard::stop) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("the guard's program stays on its interfaces: {error}"),
+            Err(_) => tracing::warn!("the guard's program stays on its interfaces: a request still looks at it"),
+        }
     }
 
     /// Every live session, unordered.
@@ -236,6 +259,9 @@ impl Proxy {
         if let (true, Some(log)) = (diff.log, &self.log) {
             log.reconfigure(&new.log).map_err(|error| error.to_string())?;
         }
+        if let Some(guard) = self.guard() {
+            guard.reload(&new.guard, &self.addresses(&new, &prepared)).map_err(|error| error.to_string())?;
+        }
         self.commit(&mut control, new, prepared).await;
         Ok(ReloadReport { changes: diff.lines, needs_restart: diff.needs_restart })
     }
@@ -305,6 +331,16 @@ impl Proxy {
             prepared.sockets.insert(name.clone(), sockets);
         }
         Ok(prepared)
+    }
+
+    /// Every listener's bound addresses once `prepared` is committed.
+    fn addresses(&self, config: &Config, prepared: &Prepared) -> Vec<(String, SocketAddr)> {
+        let running = self.listeners.load();
+        let of = |name: &String| match prepared.sockets.get(name) {
+            Some((bound, _)) => bound.clone(),
+            None => running.get(name).map(|listener| listener.bound.clone()).unwrap_or_default(),
+        };
+        config.listeners.keys().flat_map(|name| of(name).into_iter().map(|address| (name.clone(), address))).collect()
     }
 
     /// One socket an address and thread. `ours` are addresses this process holds already.

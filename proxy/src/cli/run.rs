@@ -106,6 +106,7 @@ async fn control(args: Args, config: Config, log: crate::log::Log) -> anyhow::Re
         _ = terminate.recv() => tracing::warn!(sessions = proxy.session_count(), "stopped at once"),
         _ = interrupt.recv() => tracing::warn!(sessions = proxy.session_count(), "stopped at once"),
     }
+    proxy.stop_guard();
     Ok(ExitCode::SUCCESS)
 }
 
