@@ -1,1 +1,243 @@
-//! TODO(room): see docs/architecture.md
+//! The companion of one PgBouncer: keeps its `databases` on the open primary and its entry in the store's registry.
+//!
+//! It follows the cluster as the proxy does, by the same rules. Everything is a comparison of what should be with what
+//! is, repeated: a crash at any step leaves a PgBouncer that works, and the next start carries on from there.
+
+mod console;
+mod databases;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::cluster::resolve::HostPort;
+use crate::cluster::store::{EtcdStore, Places, Registration, Store};
+use crate::cluster::{self, Bouncer, BouncerState, ClusterHandle, ClusterView};
+use crate::config::StoreConfig;
+use crate::config::agent::AgentConfig;
+
+use console::Console;
+pub use databases::MARKER;
+use databases::{DatabasesFile, Target};
+
+/// How long taking the entry out of the registry may take at the end.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// One agent at work.
+struct Agent {
+    config: AgentConfig,
+    file: DatabasesFile,
+    console: Console,
+    cluster: ClusterHandle,
+    /// What the databases should point to: the last open primary, kept while there is none.
+    target: Option<Target>,
+    /// Since when the target is wanted and not verified, to say how long a move took.
+    wanted: Option<Instant>,
+    registry: Option<Registry>,
+}
+
+/// The entry in the store, once there is something to register.
+struct Registry {
+    value: watch::Sender<Vec<u8>>,
+    task: JoinHandle<()>,
+    last: Bouncer,
+}
+
+/// Runs until `stop` completes, then takes the entry out of the registry.
+pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) {
+    let cluster = cluster::watch(&config.cluster_name, &config.cluster);
+    let mut agent = Agent {
+        file: DatabasesFile::new(&config.pgbouncer.databases_file, &config.name, &config.pgbouncer.databases),
+        console: Console::new(&config.pgbouncer),
+        cluster,
+        target: None,
+        wanted: None,
+        registry: None,
+        config,
+    };
+    tokio::select! {
+        () = agent.work() => {}
+        () = stop => {}
+    }
+    agent.leave().await;
+}
+
+// === impl Agent ===
+
+impl Agent {
+    async fn work(&mut self) {
+        let mut check = tokio::time::interval(self.config.pgbouncer.check_interval);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut views = self.cluster.view.clone();
+        loop {
+            tokio::select! {
+                biased;
+                changed = views.changed() => if changed.is_err() { return },
+                _ = check.tick() => {}
+            }
+            let view = views.borrow_and_update().clone();
+            self.aim(&view);
+            let written = self.write_file().await;
+            // A newer truth must not wait for a console that hangs: the file is written whole, the rest starts again.
+            let outcome = tokio::select! {
+                biased;
+                outcome = self.settle(written) => outcome,
+                () = moved_on(&mut views, &view) => continue,
+            };
+            self.report(outcome);
+        }
+    }
+
+    /// Takes the open primary as the target. Without one the last stays.
+    fn aim(&mut self, view: &ClusterView) {
+        let Some(target) = target(view) else { return };
+        if self.target.as_ref() != Some(&target) {
+            tracing::info!(
+                leader = target.leader,
+                timeline = target.timeline,
+                host = target.host,
+                "databases to follow"
+            );
+            self.target = Some(target);
+            self.wanted = Some(Instant::now());
+        }
+    }
+
+    async fn write_file(&self) -> Result<Option<Target>, String> {
+        let Some(target) = self.target.clone() else { return Ok(None) };
+        let file = self.file.clone();
+        let writing = tokio::task::spawn_blocking(move || file.write(&target).map(|()| target));
+        match writing.await {
+            Ok(Ok(target)) => Ok(Some(target)),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("writing the databases file failed".into()),
+        }
+    }
+
+    /// Makes the running PgBouncer follow the file. `Err`: why it is not ready.
+    async fn settle(&mut self, written: Result<Option<Target>, String>) -> Result<Target, String> {
+        let target = match written {
+            Ok(target) => target,
+            // Even so, whether PgBouncer answers is worth knowing.
+            Err(why) => {
+                self.console.databases().await.map_err(|error| error.to_string())?;
+                return Err(why);
+            }
+        };
+        let running = self.console.databases().await.map_err(|error| error.to_string())?;
+        let target = target.ok_or("no primary was open since the agent started")?;
+        if self.file.problem(&running, &target).is_some() {
+            self.console.command("RELOAD").await.map_err(|error| error.to_string())?;
+            let running = self.console.databases().await.map_err(|error| error.to_string())?;
+            if let Some(problem) = self.file.problem(&running, &target) {
+                return Err(format!("after RELOAD {problem}: see PgBouncer's log for why it refused the file"));
+            }
+            // PgBouncer lets go of connections to the old address by itself when it reloads; this says so again for
+            // those it took in the meantime. It does not wait for them.
+            self.console.command("RECONNECT").await.map_err(|error| error.to_string())?;
+        }
+        match running.iter().find(|database| database.halted.is_some() && self.file.has(&database.name)) {
+            Some(database) => {
+                Err(format!("database {} is {}", database.name, database.halted.as_deref().unwrap_or_default()))
+            }
+            None => Ok(target),
+        }
+    }
+
+    /// Tells the registry, and the log what is news.
+    fn report(&mut self, outcome: Result<Target, String>) {
+        let maintenance = self.config.pgbouncer.maintenance_file.as_ref().filter(|file| file.exists());
+        let mut bouncer = self.bouncer(BouncerState::Ready);
+        match (outcome, maintenance) {
+            (Ok(target), maintenance) => {
+                if let Some(wanted) = self.wanted.take() {
+                    let took = wanted.elapsed();
+                    tracing::info!(leader = target.leader, timeline = target.timeline, ?took, "databases verified");
+                }
+                bouncer.leader = Some(target.leader);
+                bouncer.timeline = Some(target.timeline);
+                if let Some(file) = maintenance {
+                    bouncer.state = BouncerState::Draining;
+                    bouncer.reason = format!("{} exists", file.display());
+                }
+            }
+            (Err(why), _) => {
+                bouncer.state = BouncerState::Failed;
+                bouncer.reason = why;
+            }
+        }
+        self.register(bouncer);
+    }
+
+    fn bouncer(&self, state: BouncerState) -> Bouncer {
+        Bouncer {
+            name: self.config.name.clone(),
+            address: self.config.pgbouncer.address,
+            peer_id: self.config.pgbouncer.peer_id,
+            state,
+            leader: None,
+            timeline: None,
+            reason: String::new(),
+        }
+    }
+
+    fn register(&mut self, bouncer: Bouncer) {
+        let last = self.registry.as_ref().map(|registry| &registry.last);
+        if last == Some(&bouncer) {
+            return;
+        }
+        match bouncer.state {
+            BouncerState::Failed => tracing::warn!(why = bouncer.reason, "not ready"),
+            BouncerState::Draining => tracing::info!(why = bouncer.reason, "draining"),
+            BouncerState::Ready => tracing::info!(leader = bouncer.leader, "ready"),
+        }
+        let json = serde_json::to_vec(&bouncer).expect("a bouncer has nothing JSON cannot hold");
+        match &mut self.registry {
+            Some(registry) => {
+                registry.value.send_replace(json);
+                registry.last = bouncer;
+            }
+            None => self.registry = Some(self.enter(json, bouncer)),
+        }
+    }
+
+    fn enter(&self, json: Vec<u8>, last: Bouncer) -> Registry {
+        let (value, receiver) = watch::channel(json);
+        let key = format!("{}{}", Places::of(&self.config.cluster).bouncers, self.config.name);
+        let entry = Registration { key, value: receiver, ttl: self.config.lease_ttl };
+        let StoreConfig::Etcd(etcd) = &self.config.cluster.store;
+        let task = tokio::spawn(EtcdStore::new(etcd.clone()).register(entry));
+        Registry { value, task, last }
+    }
+
+    /// Out of the registry; PgBouncer goes on as it is.
+    async fn leave(mut self) {
+        let Some(Registry { value, task, .. }) = self.registry.take() else { return };
+        drop(value);
+        if tokio::time::timeout(FAREWELL, task).await.is_err() {
+            let ttl = self.config.lease_ttl;
+            tracing::warn!(?ttl, "the store did not take the entry out; it goes when the lease ends");
+        }
+    }
+}
+
+/// Where the view says the databases should point.
+fn target(view: &ClusterView) -> Option<Target> {
+    let primary = view.primary.as_ref()?;
+    // The host as Patroni has it: where it is a name, TLS needs it.
+    let HostPort { host, port } = HostPort::of_url(view.members.get(&primary.member)?.conn_url.as_ref()?)?;
+    Some(Target { leader: primary.member.clone(), timeline: primary.timeline, host, port })
+}
+
+/// Pends until a view wants the databases elsewhere than `seen` did.
+async fn moved_on(views: &mut watch::Receiver<Arc<ClusterView>>, seen: &ClusterView) {
+    let old = target(seen);
+    let moved = |view: &Arc<ClusterView>| target(view).is_some_and(|new| old.as_ref() != Some(&new));
+    if views.wait_for(moved).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

@@ -3,6 +3,7 @@
 //! Nothing outside this room sees TOML. Every error names file, line, key, what was found and what was expected, and
 //! all errors of a file come at once.
 
+pub mod agent;
 mod diff;
 mod ip_net;
 pub mod model;
@@ -29,25 +30,8 @@ pub use units::{parse_duration, parse_size, show_duration, show_size};
 impl Config {
     /// Reads and checks a file, and the files it names (passwords, certificates).
     pub fn load(path: &Path) -> Result<(Self, Vec<Warning>), ConfigErrors> {
-        let file = path.display().to_string();
-        let unreadable = |line, problem: String, expected: &str| ConfigErrors {
-            errors: vec![ConfigError {
-                file: file.clone(),
-                line,
-                key: String::new(),
-                problem,
-                expected: expected.into(),
-            }],
-            warnings: Vec::new(),
-        };
-        let bytes = std::fs::read(path).map_err(|error| {
-            unreadable(None, format!("cannot read it: {}", plain_io_error(&error)), "a readable TOML file")
-        })?;
-        let text = std::str::from_utf8(&bytes).map_err(|error| {
-            let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
-            unreadable(Some(line), "this line is not UTF-8".into(), "TOML, which is UTF-8 text")
-        })?;
-        Self::from_str_named(text, &file)
+        let (text, file) = read_text(path)?;
+        Self::from_str_named(&text, &file)
     }
 
     /// Reads and checks a text; `name` stands for the file in messages, and relative paths start at its folder.
@@ -70,6 +54,24 @@ impl Config {
         let listener = Listener { bind: listen.to_vec(), pool: NAME.into(), ..Listener::default() };
         Self { pools: [(NAME.into(), pool)].into(), listeners: [(NAME.into(), listener)].into(), ..Self::default() }
     }
+}
+
+/// The text of a configuration file, and the file as messages name it.
+fn read_text(path: &Path) -> Result<(String, String), ConfigErrors> {
+    let file = path.display().to_string();
+    let unreadable = |line, problem: String, expected: &str| ConfigErrors {
+        errors: vec![ConfigError { file: file.clone(), line, key: String::new(), problem, expected: expected.into() }],
+        warnings: Vec::new(),
+    };
+    let bytes = std::fs::read(path).map_err(|error| {
+        unreadable(None, format!("cannot read it: {}", plain_io_error(&error)), "a readable TOML file")
+    })?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+        unreadable(Some(line), "this line is not UTF-8".into(), "TOML, which is UTF-8 text")
+    })?;
+    Ok((text, file))
 }
 
 /// `No such file or directory`, without `(os error 2)`.

@@ -159,7 +159,7 @@ impl<'t> Section<'_, 't> {
             let path = join(&path, &shown_key(name.get_ref()));
             self.reader.place(&path, value);
             if !is_name(name.get_ref()) {
-                let expected = "up to 63 letters, digits, dashes and underscores";
+                let expected = NAME;
                 self.reader.report.error(&path, format!("{:?} is not a name", name.get_ref()), expected);
                 continue;
             }
@@ -197,9 +197,13 @@ impl<'t> Section<'_, 't> {
 
     /// A table of free keys with text, number or boolean values, as text.
     pub fn tags(&mut self, key: &'static str) -> Option<Vec<(String, String)>> {
+        self.texts(key, "a table of tags such as { region = \"eu\" }")
+    }
+
+    /// The same for any other table of free keys.
+    pub fn texts(&mut self, key: &'static str, expected: &str) -> Option<Vec<(String, String)>> {
         let value = self.value(key)?;
         let path = join(&self.path, key);
-        let expected = "a table of tags such as { region = \"eu\" }";
         let DeValue::Table(table) = value.get_ref() else {
             self.reader.report.error(&path, values::describe(value.get_ref()), expected);
             return None;
@@ -297,14 +301,16 @@ fn child_of<'k>(known: &'k str, schema: &str) -> Option<&'k str> {
     (!rest.contains('.')).then_some(rest)
 }
 
+pub(super) const NAME: &str = "up to 63 letters, digits, dashes and underscores";
+
 /// Names end up in metrics, logs and on command lines.
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     (1..=63).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
 }
 
 /// As it must be written in TOML.
-fn shown_key(key: &str) -> String {
+pub(super) fn shown_key(key: &str) -> String {
     let bare = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
     if bare { key.into() } else { format!("{key:?}") }
 }

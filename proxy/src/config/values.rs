@@ -78,6 +78,14 @@ pub(super) fn flag<'k>() -> Kind<'k, bool> {
     Kind::new("true or false", |value| value.as_bool().ok_or_else(|| describe(value)))
 }
 
+/// What something is called in logs, metrics and keys.
+pub(super) fn name<'k>() -> Kind<'k, String> {
+    Kind::new(super::read::NAME, |value| match string(value)? {
+        text if super::read::is_name(text) => Ok(text.into()),
+        text => Err(format!("{text:?} is not a name")),
+    })
+}
+
 pub(super) fn text<'k>(what: &'k str) -> Kind<'k, String> {
     Kind::new(what, |value| match string(value)? {
         "" => Err("\"\" is empty".into()),

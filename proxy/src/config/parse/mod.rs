@@ -1,5 +1,6 @@
 //! From text to [`Config`]: one file for each kind of named section, the unnamed ones here.
 
+mod agent;
 mod cluster;
 mod listener;
 mod pool;
@@ -7,7 +8,10 @@ mod pool;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use toml::Spanned;
 use toml::de::DeTable;
+
+pub(super) use agent::agent;
 
 use super::model::{Admin, Config, Guard, Log, LogFormat, Proxy, TlsFiles, XdpMode};
 use super::read::{Reader, Section};
@@ -19,17 +23,9 @@ type Outcome = Result<(Config, Vec<Warning>), ConfigErrors>;
 /// The outcome, and every key the parser asked for, with NAME for the names people give.
 pub(super) fn parse(text: &str, file: &str) -> (Outcome, BTreeSet<String>) {
     let mut report = Report::new(file, text);
-    let (table, syntax_errors) = DeTable::parse_recoverable(text);
-    // What stands behind broken TOML is a guess: its errors come once the text can be read.
-    if !syntax_errors.is_empty() {
-        for error in syntax_errors {
-            let line = report.line_at(error.span().map_or(0, |span| span.start));
-            let (problem, expected) = syntax_problem(error.message());
-            report.error_at(line, "", problem, expected);
-        }
+    let Some(table) = table(&mut report, text) else {
         return (report.finish().map(|warnings| (Config::default(), warnings)), BTreeSet::new());
-    }
-
+    };
     let folder = Path::new(file).parent().unwrap_or(Path::new("")).to_owned();
     let mut reader = Reader::new(report);
     let mut config = Config::default();
@@ -53,6 +49,19 @@ pub(super) fn parse(text: &str, file: &str) -> (Outcome, BTreeSet<String>) {
     validate::validate(&config, &mut report);
     config.origin = report.origin.clone();
     (report.finish().map(|warnings| (config, warnings)), known)
+}
+
+/// The text as TOML; `None` where it is not, which is then blamed.
+fn table<'t>(report: &mut Report, text: &'t str) -> Option<Spanned<DeTable<'t>>> {
+    let (table, syntax_errors) = DeTable::parse_recoverable(text);
+    // What stands behind broken TOML is a guess: its errors come once the text can be read.
+    let is_good = syntax_errors.is_empty();
+    for error in syntax_errors {
+        let line = report.line_at(error.span().map_or(0, |span| span.start));
+        let (problem, expected) = syntax_problem(error.message());
+        report.error_at(line, "", problem, expected);
+    }
+    is_good.then_some(table)
 }
 
 /// The TOML parser's message in two parts, with words of our own where it has none a person could use.
