@@ -1,10 +1,15 @@
 //! `pgsplice drain`.
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use super::client::ClientArgs;
 use super::table::count;
 use crate::admin::api;
+use crate::config::units;
+
+/// How often `--wait` looks.
+const POLL: Duration = Duration::from_millis(500);
 
 /// Give a backend no new sessions; those it has go on
 #[derive(Debug, clap::Args)]
@@ -15,15 +20,38 @@ pub struct Args {
     /// Only in this pool
     #[arg(long, value_name = "POOL")]
     pub pool: Option<String>,
+    /// Return when its last session has ended; fail when that takes longer than this
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub wait: Option<Duration>,
     #[command(flatten)]
     pub client: ClientArgs,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let request = api::DrainRequest { backend: args.backend, pool: args.pool };
-    let answer: api::Drained = args.client.post("/v1/drain", &request)?;
+    let mut answer: api::Drained = args.client.post("/v1/drain", &request)?;
+    if let Some(limit) = args.wait {
+        answer.sessions = wait(&args.client, &answer.backends, limit)?;
+    }
     args.client.print(&answer, human)?;
-    Ok(ExitCode::SUCCESS)
+    match (args.wait, answer.sessions) {
+        (Some(limit), 1..) => anyhow::bail!("not empty after {}", units::show_duration(limit)),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Until no session is left at these (`pool/name`), or the time is over. Returns how many are left.
+fn wait(client: &ClientArgs, backends: &[String], limit: Duration) -> anyhow::Result<u32> {
+    let start = Instant::now();
+    loop {
+        let now: api::Backends = client.get("/v1/backends", &api::BackendsQuery::default())?;
+        let drained = now.backends.iter().filter(|one| backends.contains(&format!("{}/{}", one.pool, one.name)));
+        let left = drained.map(|one| one.sessions).sum();
+        if left == 0 || start.elapsed() >= limit {
+            return Ok(left);
+        }
+        std::thread::sleep(POLL.min(limit.saturating_sub(start.elapsed())));
+    }
 }
 
 fn human(answer: &api::Drained) -> String {

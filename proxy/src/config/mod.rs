@@ -14,7 +14,7 @@ mod report;
 pub mod settings;
 #[cfg(test)]
 mod tests;
-mod units;
+pub mod units;
 mod validate;
 mod values;
 
