@@ -8,6 +8,8 @@ mod listen;
 pub mod metrics;
 mod routes;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
 pub use listen::{Admin, AdminError, serve};
 pub use metrics::{Metrics, QueueOutcome};
