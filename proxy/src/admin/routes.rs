@@ -158,7 +158,10 @@ fn known_sessions(proxy: &Proxy, ids: &[String]) -> Result<(Vec<SessionId>, Vec<
 }
 
 async fn reload(State(proxy): Shared) -> Result<Json<api::ReloadReport>, Failure> {
-    proxy.reload().await.map(Json).map_err(|error| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, error))
+    // In a task of its own: a client that goes away must not stop it half done.
+    let reloading = tokio::spawn(async move { proxy.reload().await });
+    let done = reloading.await.map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error))?;
+    done.map(Json).map_err(|error| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, error))
 }
 
 fn select(proxy: &Proxy, filter: &api::SessionFilter) -> Result<Vec<Arc<SessionRecord>>, Failure> {

@@ -13,28 +13,33 @@ use super::client::{Client, ClientError};
 use super::{Admin, AdminError, api, metrics, serve};
 use crate::config::{self, BackendConfig, BackendSource, Config, ProbeKind};
 use crate::proxy::Proxy;
-use crate::session::Termination;
+use crate::session::{Phase, Termination};
 
 /// A StartupMessage of protocol 3.0 for user `app` and database `shop`.
 const STARTUP: &[u8] = b"\0\0\0\x20\0\x03\0\0user\0app\0database\0shop\0\0";
+
+/// AuthenticationOk and ReadyForQuery.
+const WELCOME: &[u8] = b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I";
 
 struct House {
     proxy: Arc<Proxy>,
     admin: Admin,
     client: Client,
-    /// What stands behind the proxy: accepts, reads, says nothing.
+    /// What stands behind the proxy: logs everyone in, then says nothing.
     _backend: tokio::task::JoinHandle<()>,
     _dir: tempfile::TempDir,
 }
 
 impl House {
     async fn with(backend: &str) -> Self {
-        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = silent.local_addr().unwrap();
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
         let accepting = tokio::spawn(async move {
             let mut kept = Vec::new();
             loop {
-                kept.push(silent.accept().await.unwrap().0);
+                let (mut stream, _) = server.accept().await.unwrap();
+                stream.write_all(WELCOME).await.unwrap();
+                kept.push(stream);
             }
         });
         let entry = BackendConfig {
@@ -80,17 +85,15 @@ impl House {
         panic!("it never came");
     }
 
-    /// A client that is logging in, and waits.
+    /// A client that is logged in.
     async fn session(&self) -> TcpStream {
-        let before = self.proxy.session_count();
         let address = self.proxy.listeners.load()["rw"].bound[0];
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(STARTUP).await.unwrap();
-        self.until(|house| {
-            house.proxy.session_count() > before
-                && house.proxy.sessions().iter().all(|one| one.details().times.connect.is_some())
-        })
-        .await;
+        let mut answer = [0; WELCOME.len()];
+        tokio::time::timeout(Duration::from_secs(5), stream.read_exact(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(answer, WELCOME);
+        self.until(|house| house.proxy.sessions().iter().all(|one| one.details().phase == Phase::Forward)).await;
         stream
     }
 
@@ -176,7 +179,7 @@ async fn tcp_looks_and_does_not_steer() {
 }
 
 #[tokio::test]
-async fn what_is_asked_wrongly_is_told_in_json() {
+async fn what_is_answer_wrongly_is_told_in_json() {
     let house = House::with("b1").await;
     for (method, path, status) in [
         ("GET", "/nothing", "404 Not Found"),
@@ -282,7 +285,7 @@ async fn a_scrape_shows_what_happened() {
     for line in [
         "pgsplice_sessions_accepted_total{listener=\"rw\"} 1",
         "pgsplice_sessions_ended_total{listener=\"rw\",reason=\"killed\"} 0",
-        "pgsplice_sessions{listener=\"rw\",phase=\"handshake\",road=\"none\"} 1",
+        "pgsplice_sessions{listener=\"rw\",phase=\"forward\",road=\"relay\"} 1",
         "pgsplice_pool_candidates{pool=\"main\"} 1",
         "pgsplice_pool_queue_sessions_total{pool=\"main\",outcome=\"full\"} 1",
         "pgsplice_draining 0",

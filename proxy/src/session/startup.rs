@@ -54,6 +54,9 @@ pub(crate) async fn read(session: &Session, client: &Leg, mut bytes: Vec<u8>) ->
         }
     };
     let took = session.record.accepted.elapsed();
+    if session.record.details().times.startup.is_none() {
+        session.worker.proxy.metrics.observe_startup(&session.pool.name, took);
+    }
     session.record.update(|details| {
         details.phase = Phase::Queue;
         details.times.startup.get_or_insert(took);

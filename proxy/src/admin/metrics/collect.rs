@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet, NoLabelSet,
+};
 use prometheus_client::metrics::MetricType;
 
 use crate::admin::snapshot;
@@ -48,9 +50,6 @@ impl Collector for ProxyCollector {
 /// Writes whole families: a name, a help text and any number of samples.
 pub struct Families<'a>(pub DescriptorEncoder<'a>);
 
-/// The labels of a metric that has none.
-pub const NONE: [(&str, &str); 0] = [];
-
 impl Families<'_> {
     pub fn gauge<L: EncodeLabelSet, V: EncodeGaugeValue>(
         &mut self,
@@ -62,6 +61,18 @@ impl Families<'_> {
         samples.into_iter().try_for_each(|(labels, value)| metric.encode_family(&labels)?.encode_gauge(&value))
     }
 
+    /// Without labels; left out where it is not known.
+    pub fn one_gauge<V: EncodeGaugeValue>(&mut self, name: &str, help: &str, value: Option<V>) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        value.map_or(Ok(()), |value| metric.encode_gauge(&value))
+    }
+
+    /// Without labels; left out where it is not known.
+    pub fn one_counter<V: EncodeCounterValue>(&mut self, name: &str, help: &str, value: Option<V>) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        value.map_or(Ok(()), |value| metric.encode_counter::<NoLabelSet, V, f64>(&value, None))
+    }
+
     /// `name` without `_total`, which the encoding adds.
     pub fn counter<L: EncodeLabelSet, V: EncodeCounterValue>(
         &mut self,
@@ -71,7 +82,7 @@ impl Families<'_> {
     ) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
         samples.into_iter().try_for_each(|(labels, value)| {
-            metric.encode_family(&labels)?.encode_counter::<[(&str, &str); 0], V, f64>(&value, None)
+            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, V, f64>(&value, None)
         })
     }
 }
@@ -82,13 +93,13 @@ fn process_wide(proxy: &Proxy, out: &mut Families<'_>) -> fmt::Result {
     let build = [([("version", snapshot::VERSION)], 1_u64)];
     out.gauge("pgsplice_build_info", "The running version; always 1", build)?;
     let started = super::unix_seconds(proxy.started);
-    out.gauge("pgsplice_start_time_seconds", "When the process started, Unix time", [(NONE, started)])?;
+    out.one_gauge("pgsplice_start_time_seconds", "When the process started, Unix time", Some(started))?;
     let draining = u64::from(proxy.lifecycle() == Lifecycle::Draining);
-    out.gauge("pgsplice_draining", "Whether the process admits nothing new because it is to end", [(NONE, draining)])?;
+    out.one_gauge("pgsplice_draining", "Whether the process admits nothing new because it is to end", Some(draining))?;
     let threads = proxy.threads as u64;
-    out.gauge("pgsplice_data_plane_threads", "Threads that serve sessions", [(NONE, threads)])?;
+    out.one_gauge("pgsplice_data_plane_threads", "Threads that serve sessions", Some(threads))?;
     let dropped = log::dropped_lines();
-    out.counter("pgsplice_log_lines_dropped", "Log lines dropped, reader too slow", [(NONE, dropped)])
+    out.one_counter("pgsplice_log_lines_dropped", "Log lines dropped, reader too slow", Some(dropped))
 }
 
 fn of_listeners(listeners: &[Arc<Listener>], out: &mut Families<'_>) -> fmt::Result {

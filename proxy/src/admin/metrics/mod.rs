@@ -85,6 +85,7 @@ impl Default for Metrics {
 /// One scrape, as OpenMetrics text.
 pub fn render(proxy: &Arc<Proxy>) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::default();
+    proxy.pools.load().keys().for_each(|pool| proxy.metrics.begin(pool));
     proxy.metrics.register(&mut registry);
     registry.register_collector(Box::new(collect::ProxyCollector(proxy.clone())));
     registry.register_collector(Box::new(process::ProcessCollector));
@@ -134,6 +135,17 @@ impl Metrics {
         }
     }
 
+    /// Has all of a pool's series from the first scrape on: a rate over one that appears with its first event misses it.
+    fn begin(&self, pool: &str) {
+        let label = PoolLabel { pool: pool.into() };
+        for family in [&self.startup, &self.queue_wait, &self.connect, &self.handshake, &self.session] {
+            drop(family.get_or_create(&label));
+        }
+        for outcome in QueueOutcome::ALL {
+            drop(self.queue.get_or_create(&QueueLabels { pool: pool.into(), outcome: outcome.as_str() }));
+        }
+    }
+
     fn register(&self, registry: &mut Registry) {
         registry.register("pgsplice_startup_duration_seconds", "Accept to a whole first packet", self.startup.clone());
         registry.register(
@@ -161,6 +173,8 @@ impl Metrics {
 }
 
 impl QueueOutcome {
+    const ALL: [Self; 4] = [Self::Served, Self::TimedOut, Self::Full, Self::Gone];
+
     fn as_str(self) -> &'static str {
         match self {
             Self::Served => "served",
@@ -181,15 +195,15 @@ impl Reloads {
             "Tries to load the configuration anew, by result",
             results.map(|(result, count)| ([("result", result)], count.load(Relaxed))),
         )?;
-        out.gauge(
+        out.one_gauge(
             "pgsplice_config_last_reload_successful",
             "Whether the last try to load the configuration anew succeeded; 1 before the first",
-            [(collect::NONE, u64::from(!self.last_failed.load(Relaxed)))],
+            Some(u64::from(!self.last_failed.load(Relaxed))),
         )?;
-        out.gauge(
+        out.one_gauge(
             "pgsplice_config_last_reload_success_timestamp_seconds",
             "When the configuration was last loaded anew; 0 before the first time",
-            [(collect::NONE, self.last_success.load(Relaxed))],
+            Some(self.last_success.load(Relaxed)),
         )
     }
 }

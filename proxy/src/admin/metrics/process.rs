@@ -5,7 +5,7 @@ use std::fs;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 
-use super::collect::{Families, NONE};
+use super::collect::Families;
 
 /// What cannot be read is left out of the scrape.
 #[derive(Debug)]
@@ -15,12 +15,12 @@ impl Collector for ProcessCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
         let mut out = Families(encoder);
         let now = Process::read();
-        out.gauge("process_resident_memory_bytes", "Resident memory", now.resident.map(|value| (NONE, value)))?;
-        out.gauge("process_virtual_memory_bytes", "Virtual memory", now.virtual_.map(|value| (NONE, value)))?;
-        out.counter("process_cpu_seconds", "User and system CPU time", now.cpu.map(|value| (NONE, value)))?;
-        out.gauge("process_threads", "Threads", now.threads.map(|value| (NONE, value)))?;
-        out.gauge("process_open_fds", "Open file descriptors", now.open_fds.map(|value| (NONE, value)))?;
-        out.gauge("process_max_fds", "Limit of open file descriptors", now.max_fds.map(|value| (NONE, value)))
+        out.one_gauge("process_resident_memory_bytes", "Resident memory", now.resident)?;
+        out.one_gauge("process_virtual_memory_bytes", "Virtual memory", now.virtual_)?;
+        out.one_counter("process_cpu_seconds", "User and system CPU time", now.cpu)?;
+        out.one_gauge("process_threads", "Threads", now.threads)?;
+        out.one_gauge("process_open_fds", "Open file descriptors", now.open_fds)?;
+        out.one_gauge("process_max_fds", "Limit of open file descriptors", now.max_fds)
     }
 }
 
