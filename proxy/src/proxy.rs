@@ -183,11 +183,10 @@ impl Proxy {
 
     /// Takes the guard's program off the interfaces, at the end of the process.
     pub fn stop_guard(&self) {
-        let Some(guard) = self.guard.swap(None) else { return };
-        match Arc::try_unwrap(guard).map(Guard::stop) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!("the guard's program stays on its interfaces: {error}"),
-            Err(_) => tracing::warn!("the guard's program stays on its interfaces: a request still looks at it"),
+        if let Some(guard) = self.guard.swap(None)
+            && let Err(error) = guard.stop()
+        {
+            tracing::warn!("the guard's program stays on its interfaces: {error}");
         }
     }
 

@@ -13,6 +13,7 @@ use axum::routing::{get, post};
 use axum::{Json, extract};
 
 use super::{api, metrics, snapshot};
+use crate::guard::api as deny;
 use crate::proxy::Proxy;
 use crate::session::{SessionId, SessionRecord, Termination};
 
@@ -35,7 +36,8 @@ pub fn read_only(proxy: Arc<Proxy>) -> Router {
         .route("/v1/drain", post(unix_only))
         .route("/v1/undrain", post(unix_only))
         .route("/v1/kill", post(unix_only))
-        .route("/v1/reload", post(unix_only));
+        .route("/v1/reload", post(unix_only))
+        .route("/v1/deny", post(unix_only).delete(unix_only));
     finish(looking().merge(steering), proxy)
 }
 
@@ -45,7 +47,8 @@ pub fn all(proxy: Arc<Proxy>) -> Router {
         .route("/v1/drain", post(|proxy: Shared, body: Body<api::DrainRequest>| drain(proxy, body, true)))
         .route("/v1/undrain", post(|proxy: Shared, body: Body<api::DrainRequest>| drain(proxy, body, false)))
         .route("/v1/kill", post(kill))
-        .route("/v1/reload", post(reload));
+        .route("/v1/reload", post(reload))
+        .route("/v1/deny", post(deny_add).delete(deny_del));
     finish(looking().merge(steering), proxy)
 }
 
@@ -57,6 +60,7 @@ fn looking() -> Router<Arc<Proxy>> {
         .route("/v1/status", get(status))
         .route("/v1/backends", get(backends))
         .route("/v1/sessions", get(sessions))
+        .route("/v1/deny", get(deny_list))
 }
 
 fn finish(router: Router<Arc<Proxy>>, proxy: Arc<Proxy>) -> Router {
@@ -107,7 +111,21 @@ async fn sessions(State(proxy): Shared, query: Args<api::SessionsQuery>) -> Resu
     Ok(Json(api::Sessions { total: selected.len(), sessions: shown.map(|one| snapshot::session(one)).collect() }))
 }
 
+async fn deny_list(State(proxy): Shared) -> Result<Json<deny::DenyList>, Failure> {
+    Ok(Json(deny::list(proxy.guard().as_deref())?))
+}
+
 // === Steering ===
+
+async fn deny_add(State(proxy): Shared, body: Body<deny::DenyRequest>) -> Result<Json<deny::DenyChange>, Failure> {
+    let extract::Json(request) = body?;
+    Ok(Json(deny::add(proxy.guard().as_deref(), &request)?))
+}
+
+async fn deny_del(State(proxy): Shared, body: Body<deny::DenyRequest>) -> Result<Json<deny::DenyChange>, Failure> {
+    let extract::Json(request) = body?;
+    Ok(Json(deny::del(proxy.guard().as_deref(), &request)?))
+}
 
 async fn drain(
     State(proxy): Shared,
@@ -209,6 +227,12 @@ impl IntoResponse for Failure {
 impl From<JsonRejection> for Failure {
     fn from(rejection: JsonRejection) -> Self {
         Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<deny::DenyError> for Failure {
+    fn from(error: deny::DenyError) -> Self {
+        Self::new(StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), error)
     }
 }
 

@@ -121,8 +121,8 @@ impl Pins {
         empty(&self.maps()) && empty(&self.links())
     }
 
-    /// Removes every pin and the folder.
-    pub fn remove(self) -> Result<(), PinError> {
+    /// Removes every pin and the folder. The lock stays ours until this is dropped, on a folder that has no name.
+    pub fn remove(&self) -> Result<(), PinError> {
         remove_tree(&self.path)
     }
 }

@@ -97,8 +97,8 @@ impl Guard {
 
     /// Takes the program off the interfaces. The maps go too, unless the deny list holds what a person added by
     /// command: then they stay pinned, and the next start goes on with them.
-    pub fn stop(self) -> Result<(), GuardError> {
-        self.inner.into_inner().stop()
+    pub fn stop(&self) -> Result<(), GuardError> {
+        self.inner.lock().stop()
     }
 
     /// Returns whether it was added; false if the command line had added it before.
@@ -161,7 +161,7 @@ impl Inner {
         Ok(())
     }
 
-    fn stop(mut self) -> Result<(), GuardError> {
+    fn stop(&mut self) -> Result<(), GuardError> {
         self.interfaces.clear(&self.pins)?;
         match self.deny.by_command() {
             0 => self.pins.remove()?,

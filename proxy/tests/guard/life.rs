@@ -110,6 +110,7 @@ fn a_stop_leaves_nothing_but_what_a_person_added() {
         let guard = Guard::start(&host.config(), &listeners).unwrap();
         guard.deny_add(net("10.200.0.2/32")).unwrap();
         guard.stop().unwrap();
+        drop(guard);
         assert!(!exists(&host.pins().join("links").join(INTERFACE)));
         host.connect(CLIENT, addr).unwrap();
         let guard = Guard::start(&host.config(), &listeners).unwrap();

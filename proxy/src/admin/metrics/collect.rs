@@ -41,7 +41,8 @@ impl Collector for ProxyCollector {
         of_backends(&pools, &mut out)?;
         let views: Vec<_> =
             proxy.clusters.load().iter().map(|(name, view)| (name.clone(), view.borrow().clone())).collect();
-        of_clusters(&views, &mut out)
+        of_clusters(&views, &mut out)?;
+        proxy.guard().map_or(Ok(()), |guard| super::guard::collect(&guard, &mut out))
     }
 }
 

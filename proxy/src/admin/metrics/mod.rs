@@ -4,6 +4,7 @@
 //! data plane nothing. `docs/metrics.md` documents every name; a test holds the two together.
 
 mod collect;
+mod guard;
 mod process;
 
 use std::sync::Arc;
