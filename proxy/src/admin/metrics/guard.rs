@@ -27,6 +27,6 @@ pub fn collect(guard: &Guard, out: &mut Families<'_>) -> fmt::Result {
     out.counter("pgsplice_guard_received_bytes", "Of those, with Ethernet headers", each(|c| c.bytes))?;
     out.counter("pgsplice_guard_syns", "Connection attempts, denied ones too", each(|c| c.syns))?;
     out.counter("pgsplice_guard_denied_packets", "Packets dropped, source denied", each(|c| c.denied))?;
-    let entries = guard.deny_list().map_or(0, |list| list.len()) as u64;
-    out.gauge("pgsplice_guard_deny_entries", "Prefixes on the deny list", [(super::collect::NONE, entries)])
+    let entries = guard.deny_list().ok().map(|list| list.len() as u64);
+    out.one_gauge("pgsplice_guard_deny_entries", "Prefixes on the deny list", entries)
 }
