@@ -95,7 +95,7 @@ impl Running {
         argv.extend(contender.arguments(&config));
         let service = testbed.proxy().spawn(Program::new(contender.name(), argv))?;
         let running = Self { targets: vec![listen], service: Some(service) };
-        testbed.welcome(listen).with_context(|| running.failure(contender))?;
+        testbed.welcome(listen).with_context(|| format!("{} lets nobody in{}", contender.name(), running.log()))?;
         // Both backends must be in rotation before the connections of a run are spread over them.
         std::thread::sleep(Duration::from_millis(500));
         Ok(running)
@@ -110,14 +110,14 @@ impl Running {
     pub fn stop(self, contender: Contender) -> Result<()> {
         let Some(service) = &self.service else { return Ok(()) };
         if !service.is_running() {
-            bail!("{} did not survive the run: {}", contender.name(), self.failure(contender));
+            bail!("{} did not survive the run{}", contender.name(), self.log());
         }
         service.stop(Duration::from_secs(5))
     }
 
-    fn failure(&self, contender: Contender) -> String {
-        let log = self.service.as_ref().map(|service| service.log_tail(15)).unwrap_or_default();
-        format!("{} on the proxy host; the end of its log:\n{log}", contender.name())
+    fn log(&self) -> String {
+        let tail = self.service.as_ref().map(|service| service.log_tail(15)).unwrap_or_default();
+        if tail.is_empty() { "; its log is empty".to_owned() } else { format!("; the end of its log:\n{tail}") }
     }
 }
 
