@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::guard::api::GuardStatus;
 pub use crate::proxy::ReloadReport;
 
 /// Any answer that is no success.
@@ -47,6 +48,9 @@ pub struct Status {
     pub listeners: Vec<Listener>,
     pub pools: Vec<Pool>,
     pub clusters: Vec<Cluster>,
+    /// Absent without `guard.interfaces`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<GuardStatus>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::api;
 use crate::cluster::{ClusterView, Proof, StoreHealth};
 use crate::config::IpNet;
+use crate::guard::{self, Guard};
 use crate::pool::{self, Health, Pool};
 use crate::proxy::{Lifecycle, Listener, Proxy};
 use crate::session::{SessionRecord, Termination};
@@ -38,6 +39,7 @@ pub fn status(proxy: &Proxy) -> api::Status {
             .collect(),
         pools: proxy.pools.load().values().map(|one| pool(one)).collect(),
         clusters: proxy.clusters.load().iter().map(|(name, view)| cluster(name, &view.borrow())).collect(),
+        guard: proxy.guard().and_then(|guard| of_guard(&guard)),
     }
 }
 
@@ -71,6 +73,10 @@ pub fn lifecycle(lifecycle: Lifecycle) -> &'static str {
         Lifecycle::Running => "running",
         Lifecycle::Draining => "draining",
     }
+}
+
+fn of_guard(guard: &Guard) -> Option<api::GuardStatus> {
+    guard::api::status(guard).inspect_err(|error| tracing::warn!("the guard's counters cannot be read: {error}")).ok()
 }
 
 fn listener(listener: &Listener, sessions: usize) -> api::Listener {

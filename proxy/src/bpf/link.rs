@@ -44,7 +44,7 @@ pub enum AttachError {
 }
 
 /// How the program runs on an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AttachMode {
     /// In the driver, before the kernel makes anything of the frame.
@@ -62,7 +62,7 @@ impl fmt::Display for AttachMode {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Attachment {
     pub interface: String,
     pub mode: AttachMode,

@@ -28,7 +28,23 @@ fn human(status: &api::Status) -> String {
     if let Some(file) = &status.config_file {
         text += &format!("configuration {file}\n");
     }
-    text + "\n" + &listeners(&status.listeners) + "\n" + &pools(&status.pools) + &clusters(&status.clusters)
+    text + "\n"
+        + &listeners(&status.listeners)
+        + "\n"
+        + &pools(&status.pools)
+        + &clusters(&status.clusters)
+        + &guard(&status.guard)
+}
+
+fn guard(guard: &Option<api::GuardStatus>) -> String {
+    let Some(guard) = guard else { return String::new() };
+    let on: Vec<_> = guard.attachments.iter().map(|one| format!("{} ({})", one.interface, one.mode)).collect();
+    let mut table = Table::new(&["LISTENER", ">PACKETS", ">BYTES", ">SYNS", ">DENIED"]);
+    for one in &guard.listeners {
+        let counters = [one.packets.to_string(), bytes(one.bytes), one.syns.to_string(), one.denied.to_string()];
+        table.row([one.listener.clone()].into_iter().chain(counters));
+    }
+    format!("\nguard on {}\n{}", on.join(", "), table.render(2))
 }
 
 fn listeners(listeners: &[api::Listener]) -> String {
@@ -108,6 +124,8 @@ fn cluster(one: &api::Cluster) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bpf::{AttachMode, Attachment};
+    use crate::guard::api::ListenerStatus;
 
     #[test]
     fn one_screen_says_who_is_primary_and_who_waits() {
@@ -151,6 +169,10 @@ mod tests {
                 members: Vec::new(),
                 bouncers: Vec::new(),
             }],
+            guard: Some(api::GuardStatus {
+                attachments: vec![Attachment { interface: "eth0".into(), mode: AttachMode::Native }],
+                listeners: vec![ListenerStatus { listener: "rw".into(), packets: 12, bytes: 3400, syns: 2, denied: 1 }],
+            }),
         };
         let expected = "\
 pgsplice 0.1.0, pid 77, running, up 3m07s, 2 threads, 1 session
@@ -163,6 +185,10 @@ POOL     BACKENDS  CANDIDATES  WAITING  WHY NONE
 primary         3           0        4  no primary
 
 cluster main: no primary: the leader key is absent; store unreachable (connection refused)
+
+guard on eth0 (native)
+  LISTENER  PACKETS   BYTES  SYNS  DENIED
+  rw             12  3.4 kB     2       1
 ";
         assert_eq!(human(&status), expected);
     }

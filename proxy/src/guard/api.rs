@@ -37,13 +37,13 @@ pub struct DenyEntry {
 }
 
 /// One listener's share, for `/v1/status` and the metrics.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardStatus {
     pub attachments: Vec<Attachment>,
     pub listeners: Vec<ListenerStatus>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenerStatus {
     pub listener: String,
     pub packets: u64,
