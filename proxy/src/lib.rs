@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod doctor;
 pub mod guard;
 pub mod health;
 pub mod log;

@@ -215,7 +215,8 @@ fn occupant(ifindex: u32) -> Option<u32> {
     }
 }
 
-fn ifindex(interface: &str) -> Option<u32> {
+/// `None` if there is no such interface.
+pub fn ifindex(interface: &str) -> Option<u32> {
     let name = std::ffi::CString::new(interface).ok()?;
     // SAFETY: the string is terminated and lives through the call.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
@@ -223,7 +224,7 @@ fn ifindex(interface: &str) -> Option<u32> {
 }
 
 /// The kernel module behind an interface, `none` for one without a device (veth, bridge).
-fn driver(interface: &str) -> String {
+pub fn driver(interface: &str) -> String {
     fs::read_link(format!("/sys/class/net/{interface}/device/driver"))
         .ok()
         .and_then(|path| path.file_name().map(|name| name.to_string_lossy().into_owned()))

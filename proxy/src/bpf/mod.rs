@@ -15,8 +15,8 @@ mod object;
 mod pins;
 mod sys;
 
-pub use link::{AttachError, AttachMode, Attachment, Interfaces};
+pub use link::{AttachError, AttachMode, Attachment, Interfaces, driver, ifindex};
 pub use maps::{Maps, listener_key};
 pub use netlink::{XdpState, xdp_state};
 pub use object::{LoadError, OBJECT, Object};
-pub use pins::{PinError, Pins, is_bpffs};
+pub use pins::{PinError, Pins, is_bpffs, link_name};

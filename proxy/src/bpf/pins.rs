@@ -90,9 +90,9 @@ impl Pins {
         self.path.join("links")
     }
 
-    /// Where the link of this interface is pinned. bpffs refuses names with a dot (`eth0.100`).
+    /// Where the link of this interface is pinned.
     pub fn link(&self, interface: &str) -> PathBuf {
-        self.links().join(interface.replace('%', "%25").replace('.', "%2e"))
+        self.links().join(link_name(interface))
     }
 
     /// Names of the interfaces that have a link.
@@ -125,6 +125,11 @@ impl Pins {
     pub fn remove(&self) -> Result<(), PinError> {
         remove_tree(&self.path)
     }
+}
+
+/// The name of an interface's link: bpffs refuses names with a dot (`eth0.100`).
+pub fn link_name(interface: &str) -> String {
+    interface.replace('%', "%25").replace('.', "%2e")
 }
 
 pub fn is_bpffs(path: &Path) -> bool {
