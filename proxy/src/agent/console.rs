@@ -64,6 +64,20 @@ impl Console {
         Ok(rows.iter().map(database).collect())
     }
 
+    /// `paused` or `suspended` as a whole, which SHOW DATABASES does not show.
+    pub(super) async fn halted(&mut self) -> Result<Option<String>, ConsoleError> {
+        let rows = match self.command("SHOW STATE").await {
+            // PgBouncer before 1.17 does not know the command.
+            Err(ConsoleError::Refused { .. }) => return Ok(None),
+            rows => rows?,
+        };
+        let column = |row: &SimpleQueryRow, name: &str| row.try_get(name).ok().flatten().map(str::to_string);
+        let yes = rows.iter().find(|row| {
+            column(row, "value").as_deref() == Some("yes") && column(row, "key").as_deref() != Some("active")
+        });
+        Ok(yes.and_then(|row| column(row, "key")))
+    }
+
     /// Connects first where there is no connection. After any error the next command makes a new one.
     pub(super) async fn command(&mut self, command: &str) -> Result<Vec<SimpleQueryRow>, ConsoleError> {
         // Taken out: a command that is dropped half-way takes its connection with it.

@@ -140,6 +140,10 @@ impl Agent {
             // those it took in the meantime. It does not wait for them.
             self.console.command("RECONNECT").await.map_err(|error| error.to_string())?;
         }
+        // A client sent there would wait, and nobody knows for how long.
+        if let Some(halted) = self.console.halted().await.map_err(|error| error.to_string())? {
+            return Err(format!("PgBouncer is {halted}"));
+        }
         match running.iter().find(|database| database.halted.is_some() && self.file.has(&database.name)) {
             Some(database) => {
                 Err(format!("database {} is {}", database.name, database.halted.as_deref().unwrap_or_default()))

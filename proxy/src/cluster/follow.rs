@@ -30,6 +30,12 @@ pub(super) struct Follower {
     resolver: Resolver,
 }
 
+/// The store's task, which ends with this.
+struct StoreFeed {
+    events: mpsc::Receiver<StoreEvent>,
+    _task: JoinSet<()>,
+}
+
 /// When a member is asked next.
 struct Poll {
     api_url: String,
@@ -70,17 +76,17 @@ impl Follower {
 
     /// Runs until aborted, or until nobody reads the views.
     pub(super) async fn run(mut self, views: watch::Sender<Arc<ClusterView>>) {
-        let (mut tasks, mut events) = self.start_store();
+        let mut store = self.start_store();
         loop {
             let wake = self.poll_due();
             let input = tokio::select! {
                 () = views.closed() => return,
-                event = events.recv() => match event {
+                event = store.events.recv() => match event {
                     Some(event) => event.into(),
                     None => {
                         // The store task ends only by a panic.
                         tokio::time::sleep(Duration::from_secs(1)).await;
-                        (tasks, events) = self.start_store();
+                        store = self.start_store();
                         Input::Unreachable { why: "the store client failed and was started again".into() }
                     }
                 },
@@ -104,19 +110,17 @@ impl Follower {
                 log_change(&self.name, &views.borrow(), &view);
                 views.send_replace(view);
             }
-            debug_assert!(!tasks.is_empty());
         }
     }
 
-    /// The set ends its task when it is dropped with this future.
-    fn start_store(&self) -> (JoinSet<()>, mpsc::Receiver<StoreEvent>) {
+    fn start_store(&self) -> StoreFeed {
         let (sender, events) = mpsc::channel(16);
         let places = Places::of(&self.config);
-        let mut tasks = JoinSet::new();
+        let mut task = JoinSet::new();
         match &self.config.store {
-            config::StoreConfig::Etcd(etcd) => tasks.spawn(EtcdStore::new(etcd.clone()).follow(places, sender)),
+            config::StoreConfig::Etcd(etcd) => task.spawn(EtcdStore::new(etcd.clone()).follow(places, sender)),
         };
-        (tasks, events)
+        StoreFeed { events, _task: task }
     }
 
     /// Starts what is due and says when to come again.

@@ -4,14 +4,16 @@
 //! `primary` exactly if `pg_is_in_recovery()` is false. Where the query failed it repeats what it remembers, without
 //! a timeline and with a state other than `running` (`patroni/api.py`, `get_postgresql_status`).
 
-use std::path::Path;
+mod tls;
+
 use std::time::Duration;
 
-use reqwest::{Certificate, Client, Identity, Url};
+use reqwest::{Client, Url};
 use serde_json::Value;
 
+pub use self::tls::TlsError;
 use super::patroni;
-use crate::config::{ProofConfig, TlsFiles};
+use crate::config::ProofConfig;
 
 /// Patroni's own status stays under 10 kB even with many replicas; more is not Patroni.
 const MAX_BODY: usize = 256 * 1024;
@@ -84,12 +86,10 @@ pub struct Prober {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ProberError {
-    #[error("proof.tls: cannot read {path}: {source}")]
-    Read { path: String, source: std::io::Error },
-    #[error("proof.tls: {path}: {source}")]
-    Pem { path: String, source: reqwest::Error },
     #[error("proof.tls: {0}")]
-    Build(reqwest::Error),
+    Tls(#[from] TlsError),
+    #[error("proof: {0}")]
+    Build(#[from] reqwest::Error),
 }
 
 impl Prober {
@@ -103,21 +103,10 @@ impl Prober {
             .timeout(config.timeout)
             .connect_timeout(config.timeout)
             .pool_max_idle_per_host(1);
-        let TlsFiles { ca, cert, key, .. } = &config.tls;
-        if let Some(path) = ca {
-            let certs = Certificate::from_pem_bundle(&read(path)?)
-                .map_err(|source| ProberError::Pem { path: path.display().to_string(), source })?;
-            builder = builder.tls_certs_only(certs);
+        if let Some(tls) = tls::client_config(&config.tls)? {
+            builder = builder.tls_backend_preconfigured(tls);
         }
-        if let (Some(cert), Some(key)) = (cert, key) {
-            let mut pem = read(cert)?;
-            pem.push(b'\n');
-            pem.extend(read(key)?);
-            let identity = Identity::from_pem(&pem)
-                .map_err(|source| ProberError::Pem { path: cert.display().to_string(), source })?;
-            builder = builder.identity(identity);
-        }
-        let client = builder.build().map_err(ProberError::Build)?;
+        let client = builder.build()?;
         Ok(Self { client, scope: scope.into(), timeout: config.timeout })
     }
 
@@ -149,10 +138,6 @@ impl Prober {
         }
         Ok(body)
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, ProberError> {
-    std::fs::read(path).map_err(|source| ProberError::Read { path: path.display().to_string(), source })
 }
 
 /// The innermost cause: "Connection refused" rather than "error sending request for url".

@@ -119,6 +119,15 @@ endpoints = ["http://10.0.0.1:2379"]
 
     #[test]
     fn the_example_of_the_docs_is_good() {
+        let docs = include_str!("../../../docs/agent.md");
+        let example = docs.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let example = example.replace("password_file = \"/etc/pgsplice/console.password\"", "password = \"x\"");
+        let (config, _) = AgentConfig::from_str_named(&example, "agent.toml").unwrap();
+        assert_eq!((&*config.name, config.pgbouncer.databases.len()), ("bouncer1", 2));
+    }
+
+    #[test]
+    fn every_key_is_read() {
         let (config, warnings) = AgentConfig::from_str_named(GOOD, "agent.toml").unwrap();
         assert!(warnings.is_empty());
         assert_eq!((&*config.name, &*config.cluster_name, &*config.cluster.scope), ("pb1", "main", "lab"));
@@ -139,7 +148,7 @@ endpoints = ["http://10.0.0.1:2379"]
             ),
             ("\"*\" = \"\"", "\"a b\" = \"x\\ny\"", "agent.toml:12: pgbouncer.databases"),
             ("console = \"/run", "console = \"run", "agent.toml:6: pgbouncer.console"),
-            ("peer_id = 3", "peer = 3", "agent.toml:5: pgbouncer.peer: unknown key (did you mean \"peer_id\"?)"),
+            ("peer_id = 3", "peerid = 3", "agent.toml:5: pgbouncer.peerid: unknown key (did you mean \"peer_id\"?)"),
             ("peer_id = 3", "peer_id = 70000", "agent.toml:5: pgbouncer.peer_id: 70000"),
             ("address = \"10.0.0.7:6432\"\n", "", "pgbouncer.address: missing"),
             (

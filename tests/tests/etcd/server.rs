@@ -153,7 +153,7 @@ impl Drop for Etcd {
 }
 
 /// Below the ephemeral range, where the kernel would hand them out, and each only once.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = 21_000 + (std::process::id() % 1000) as u16 * 10;
     let mut ports = std::iter::repeat_with(|| first + NEXT.fetch_add(1, Ordering::Relaxed));

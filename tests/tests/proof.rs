@@ -1,0 +1,96 @@
+//! Asking a member over TLS, as Patroni's `restapi.certfile`, `cafile` and `verify_client` have it.
+
+// A test stops at the first thing that goes wrong.
+#![allow(clippy::unwrap_used)]
+
+#[path = "etcd/certificates.rs"]
+mod certificates;
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use pgsplice::cluster::proof::{Answer, Prober};
+use pgsplice::config::{ProofConfig, TlsFiles};
+use tempfile::TempDir;
+
+/// `openssl s_server -HTTP` answers with the file named in the request, to those whose certificate our CA signed.
+struct Server {
+    port: u16,
+    process: Child,
+}
+
+impl Server {
+    fn start(folder: &TempDir) -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let body = r#"{"state":"running","role":"primary","timeline":3,"patroni":{"scope":"lab","name":"pg1"}}"#;
+        let answer = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        std::fs::write(folder.path().join("patroni"), answer).unwrap();
+        let process = Command::new("openssl")
+            .args(["s_server", "-quiet", "-HTTP", "-accept", &format!("127.0.0.1:{port}")])
+            .args(["-cert", "server.crt", "-key", "server.key", "-CAfile", "ca.crt", "-Verify", "1"])
+            .args(["-verify_return_error"])
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < deadline, "openssl s_server does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Self { port, process }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_member_is_asked_over_tls_with_our_certificate() {
+    let folder = TempDir::new().unwrap();
+    certificates::make(folder.path());
+    let server = Server::start(&folder);
+    let file = |name: &str| Some(folder.path().join(name));
+    let tls = TlsFiles { ca: file("ca.crt"), cert: file("client.crt"), key: file("client.key"), server_name: None };
+    let ask = async |host: &str, tls: &TlsFiles| {
+        let prober = Prober::new(&ProofConfig { tls: tls.clone(), ..ProofConfig::default() }, "lab").unwrap();
+        prober.ask("pg1", &format!("https://{host}:{}/patroni", server.port)).await
+    };
+    let proved = |answer: &Answer| matches!(answer, Answer::Primary { timeline: 3, .. });
+    let why = |answer: &Answer| match answer {
+        Answer::Silent { why } => why.clone(),
+        other => format!("{other:?}"),
+    };
+    let answer = ask("127.0.0.1", &tls).await;
+    assert!(proved(&answer), "{answer:?}");
+
+    let answer = ask("127.0.0.1", &TlsFiles { ca: file("other-ca.crt"), ..tls.clone() }).await;
+    assert!(why(&answer).contains("UnknownIssuer"), "{answer:?}");
+
+    let named = |name: &str| TlsFiles { server_name: Some(name.into()), ..tls.clone() };
+    assert!(proved(&ask("127.0.0.1", &named("localhost")).await), "the certificate has this name");
+    let answer = ask("127.0.0.1", &named("elsewhere")).await;
+    assert!(why(&answer).contains("not valid for name"), "{answer:?}");
+
+    let answer = ask("127.0.0.1", &TlsFiles { cert: None, key: None, ..tls.clone() }).await;
+    assert!(matches!(answer, Answer::Silent { .. }), "it wants our certificate: {answer:?}");
+}
+
+#[tokio::test]
+async fn tls_files_that_cannot_be_used_are_named() {
+    let folder = TempDir::new().unwrap();
+    certificates::make(folder.path());
+    let file = |name: &str| Some(folder.path().join(name));
+    let wrong =
+        |tls: TlsFiles| Prober::new(&ProofConfig { tls, ..ProofConfig::default() }, "lab").unwrap_err().to_string();
+    let said = wrong(TlsFiles { ca: file("missing.crt"), ..TlsFiles::default() });
+    assert!(said.starts_with("proof.tls: ") && said.contains("missing.crt"), "{said}");
+    let said = wrong(TlsFiles { server_name: Some("x".into()), ..TlsFiles::default() });
+    assert!(said.contains("need a ca"), "{said}");
+}
