@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -13,10 +13,16 @@ use serde_json::Value;
 /// Long enough for a machine that is busy with other tests; a test waits for what it wants, not for this.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The binary under test, built once a test process.
+/// The binary under test, beside the tests in cargo's folder. `cargo xtask test` builds it; cargo by itself does not.
 pub fn binary() -> PathBuf {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| xtask::build::pgsplice("debug").unwrap()).join("pgsplice")
+    let test = std::env::current_exe().unwrap();
+    let binary = test.parent().and_then(|deps| deps.parent()).unwrap().join("pgsplice");
+    assert!(
+        binary.exists(),
+        "{} is missing: run `cargo xtask test`, or first `cargo build --workspace`",
+        binary.display()
+    );
+    binary
 }
 
 /// A running pgsplice with its own folder. Killed, if it still runs, when dropped.

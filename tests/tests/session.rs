@@ -672,7 +672,7 @@ fn a_second_start_names_who_is_in_the_way() {
     let config = Proxy::config(&[backend.address], NO_PROBE, "").replace("127.0.0.1:0", &taken.to_string());
     let mut second = Proxy::spawn(&config);
     assert!(!second.wait_exit().success());
-    let line = format!("pgsplice.toml:4: listener.l.bind: {taken}: address in use (pid {} pgsplice)", proxy.pid());
+    let line = format!("pgsplice.toml:4: listener.l.bind: address in use (pid {} pgsplice): {taken}", proxy.pid());
     assert!(second.log().contains(&line), "{}\nexpected: {line}", second.log());
 }
 
