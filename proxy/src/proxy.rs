@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
@@ -39,7 +40,8 @@ pub struct Proxy {
     pub cancel_keys: Arc<CancelKeys>,
     /// Admission in XDP; none unless `guard.interfaces` names any.
     guard: ArcSwapOption<Guard>,
-    log: Option<crate::log::Log>,
+    /// Held until the end of the process, for its writer flushes when it is dropped.
+    log: Mutex<Option<crate::log::Log>>,
     workers: Vec<worker::Handle>,
     draining: AtomicBool,
     /// One reload at a time, and what it owns.
@@ -155,7 +157,7 @@ impl Proxy {
             registry: Registry::new(threads),
             cancel_keys: Arc::default(),
             guard: ArcSwapOption::empty(),
-            log,
+            log: Mutex::new(log),
             workers,
             draining: AtomicBool::new(false),
             control: tokio::sync::Mutex::default(),
@@ -188,6 +190,11 @@ impl Proxy {
         {
             tracing::warn!("the guard's program stays on its interfaces: {error}");
         }
+    }
+
+    /// Writes what is queued. Later lines are lost.
+    pub fn close_log(&self) {
+        drop(self.log.lock().take());
     }
 
     /// Every live session, unordered.
@@ -255,7 +262,7 @@ impl Proxy {
         let deny = std::mem::take(&mut new.guard.deny);
         new.guard = config::Guard { deny, ..old.guard.clone() };
         let prepared = self.prepare(&new).await.map_err(|error| error.to_string())?;
-        if let (true, Some(log)) = (diff.log, &self.log) {
+        if let (true, Some(log)) = (diff.log, &*self.log.lock()) {
             log.reconfigure(&new.log).map_err(|error| error.to_string())?;
         }
         if let Some(guard) = self.guard() {

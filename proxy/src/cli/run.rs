@@ -107,6 +107,7 @@ async fn control(args: Args, config: Config, log: crate::log::Log) -> anyhow::Re
         _ = interrupt.recv() => tracing::warn!(sessions = proxy.session_count(), "stopped at once"),
     }
     proxy.stop_guard();
+    proxy.close_log();
     Ok(ExitCode::SUCCESS)
 }
 
