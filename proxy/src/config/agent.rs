@@ -127,6 +127,14 @@ endpoints = ["http://10.0.0.1:2379"]
     }
 
     #[test]
+    fn the_shipped_file_is_good_once_its_words_are_replaced() {
+        let words = [("@NAME@", "bouncer1"), ("@ADDRESS@", "10.0.0.21"), ("@PEER_ID@", "1"), ("@ADMIN_PASSWORD@", "x")];
+        let shipped = include_str!("../../../deploy/agent/agent.toml");
+        let text = words.iter().fold(shipped.to_string(), |text, (word, value)| text.replace(word, value));
+        assert_eq!(errors(&text), [""; 0]);
+    }
+
+    #[test]
     fn every_key_is_read() {
         let (config, warnings) = AgentConfig::from_str_named(GOOD, "agent.toml").unwrap();
         assert!(warnings.is_empty());
