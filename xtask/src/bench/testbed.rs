@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::contender::substitute;
 use crate::lab::{Host, HostSpec, Net, NetSpec, Program, until_ok};
@@ -64,15 +64,23 @@ impl Testbed {
             .up()?;
         let testbed = Self { net };
         for host in testbed.net.hosts() {
-            // Short sessions by the ten thousand: every port is usable, and again as soon as timestamps allow.
             for (key, value) in [
+                // Short sessions by the ten thousand: every port is usable, and again as soon as timestamps allow.
                 ("net/ipv4/ip_local_port_range", "10000 65000"),
                 ("net/ipv4/tcp_tw_reuse", "1"),
                 ("net/core/somaxconn", "4096"),
             ] {
                 host.run(["sh", "-c", "echo \"$2\" > \"/proc/sys/$1\"", "sh", key, value])?;
             }
+            // Whatever the machine has: BBR's pacing timers are a load of their own. A machine whose own choice is not
+            // cubic refuses it to its namespaces; reno is never refused and does the same where nothing is lost.
+            let key = "/proc/sys/net/ipv4/tcp_congestion_control";
+            host.run(["sh", "-c", "{ echo cubic > \"$1\"; } 2>/dev/null || echo reno > \"$1\"", "sh", key])?;
         }
+        // A bridge that passes each frame through the IP firewall hooks is no switch.
+        let plain = "for hook in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $hook ] || echo 0 > $hook; done";
+        let status = testbed.net.on_switch().args(["sh", "-c", plain]).status().context("cannot run ip netns exec")?;
+        ensure!(status.success(), "the switch's firewall hooks cannot be turned off");
         Ok(testbed)
     }
 
