@@ -112,13 +112,18 @@ impl Store for EtcdStore {
             };
             let error = match established {
                 Ok(mut session) => {
-                    (failures, told) = (0, None);
-                    backoff.reset();
+                    told = None;
+                    let begun = Instant::now();
                     let error = match self.keep(&mut session, &places, &events).await {
                         Ok(()) => return,
                         Err(error) => error,
                     };
                     tell_at = Instant::now() + GRACE;
+                    // One that breaks at once, again and again, must not become a loop without a pause.
+                    if begun.elapsed() > GRACE {
+                        failures = 0;
+                        backoff.reset();
+                    }
                     error
                 }
                 Err(error) => error,
