@@ -22,12 +22,12 @@ pub fn make(folder: &Path) -> Result<()> {
     tar.args(["--wildcards", "*/src/test/regress/*", "--strip-components=4"]);
     quiet(&mut tar)?;
 
+    let pg_regress = super::root().join("usr/lib/postgresql/17/lib/pgxs/src/test/regress/pg_regress");
+    fs::copy(pg_regress, folder.join("pg_regress")).context("the package postgresql-17 has no pg_regress")?;
+
     let package = find(&fetched, ".deb")?;
     let dev = tempfile::tempdir()?;
     quiet(Command::new("dpkg-deb").arg("-x").arg(package).arg(dev.path()))?;
-    let pg_regress = dev.path().join("usr/lib/postgresql/17/lib/pgxs/src/test/regress/pg_regress");
-    fs::copy(&pg_regress, folder.join("pg_regress")).context("postgresql-server-dev-17 has no pg_regress")?;
-
     let headers = dev.path().join("usr/include/postgresql/17/server");
     let mut cc = Command::new("cc");
     cc.args(["-O1", "-w", "-fPIC", "-shared", "-I"]).arg(headers).arg("-I").arg(folder);

@@ -41,8 +41,8 @@ const PACKAGES: &[&str] = &[
     "jq",
 ];
 
-/// PostgreSQL's regression suite comes as a part of its source package and a program of its development package. Both
-/// are only fetched here, by the apt that made the root; `regress` unpacks them.
+/// PostgreSQL's regression suite is part of its source package, and its C helpers need the server's headers. Both are
+/// only fetched here, by the apt that made the root; `regress` unpacks them.
 const FETCH: &str = r#"
 set -e
 mkdir -p "$1/opt/fetched"
