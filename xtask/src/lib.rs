@@ -3,6 +3,7 @@
 //! It builds without the proxy, protoc or a BPF toolchain, because `cargo xtask setup` is what brings those.
 
 pub mod bench;
+pub mod build;
 pub mod demo;
 pub mod ebpf;
 pub mod lab;

@@ -126,14 +126,23 @@ impl Host {
 
     /// Writes a file of this host, with the folders above it, readable by all.
     pub fn write(&self, path: impl AsRef<Path>, text: impl AsRef<[u8]>) -> Result<()> {
-        let path = path.as_ref().display().to_string();
-        let mut command = self.command(["sh", "-c", "mkdir -p \"${1%/*}\" && cat > \"$1\"", "sh", &path]);
+        self.install(path.as_ref(), text.as_ref(), "root", "644")
+    }
+
+    /// The same for `owner` alone.
+    pub fn write_private(&self, path: impl AsRef<Path>, text: impl AsRef<[u8]>, owner: &str) -> Result<()> {
+        self.install(path.as_ref(), text.as_ref(), owner, "600")
+    }
+
+    fn install(&self, path: &Path, text: &[u8], owner: &str, mode: &str) -> Result<()> {
+        let target = path.display().to_string();
+        let mut command = self.command(["install", "-D", "-o", owner, "-m", mode, "/dev/stdin", &target]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-        if let Some(stdin) = child.stdin.take() {
-            std::io::Write::write_all(&mut { stdin }, text.as_ref())?;
+        if let Some(mut stdin) = child.stdin.take() {
+            std::io::Write::write_all(&mut stdin, text)?;
         }
         let output = child.wait_with_output()?;
-        self.check(&command, &output).with_context(|| format!("cannot write {path} on {}", self.name()))
+        self.check(&command, &output).with_context(|| format!("cannot write {target} on {}", self.name()))
     }
 
     /// Reads a file of this host.

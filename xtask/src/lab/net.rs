@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 
 use super::fault::Faults;
 use super::host::Host;
+use super::interrupt;
 use super::state::{self, HostState, NetState, NicState};
 
 /// A network that is up. Dropping it ends every process in it and removes it; so does the end of this process, however
@@ -23,6 +24,8 @@ use super::state::{self, HostState, NetState, NicState};
 pub struct Net {
     id: String,
     hosts: Vec<Host>,
+    /// The processes that keep the namespaces, to be reaped.
+    holders: Vec<Child>,
     owner: Option<Watcher>,
     pub(super) faults: Mutex<Faults>,
 }
@@ -105,7 +108,9 @@ impl NetSpec {
         let folder = state::folder(&self.id);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let owner = Some(Watcher::start(&self.id)?);
-        let mut net = Net { id: self.id.clone(), hosts: Vec::new(), owner, faults: Mutex::default() };
+        interrupt::owned(&self.id);
+        let mut net =
+            Net { id: self.id.clone(), hosts: Vec::new(), holders: Vec::new(), owner, faults: Mutex::default() };
         fs::write(folder.join("hosts"), self.hosts_file())?;
 
         ip(&["netns", "add", &self.netns("switch")])?;
@@ -117,7 +122,9 @@ impl NetSpec {
         ip_batch(&self.netns("switch"), &batch)?;
 
         for host in &self.hosts {
-            let state = self.make_host(host).with_context(|| format!("cannot make host {}", host.name))?;
+            let made = self.make_host(host).with_context(|| format!("cannot make host {}", host.name));
+            let (state, holder) = made?;
+            net.holders.push(holder);
             net.hosts.push(Host::open(&self.id, state)?);
         }
         if self.wire {
@@ -127,7 +134,7 @@ impl NetSpec {
         Ok(net)
     }
 
-    fn make_host(&self, host: &HostSpec) -> Result<HostState> {
+    fn make_host(&self, host: &HostSpec) -> Result<(HostState, Child)> {
         if host.name.len() > 12 {
             bail!("the name is longer than 12 characters, and interfaces are named after it");
         }
@@ -183,7 +190,8 @@ impl NetSpec {
             }
         }
         // nsenter and unshare exec: the child itself is the process that stays.
-        Ok(HostState { name: host.name.clone(), holder: child.id() as i32, root: host.root.clone(), nics })
+        let holder = child.id() as i32;
+        Ok((HostState { name: host.name.clone(), holder, root: host.root.clone(), nics }, child))
     }
 
     fn make_wire(&self, net: &Net) -> Result<()> {
@@ -285,7 +293,7 @@ impl Net {
     pub fn attach(id: &str) -> Result<Self> {
         let state = NetState::load(id)?;
         let hosts = state.hosts.into_iter().map(|host| Host::open(id, host)).collect::<Result<_>>()?;
-        Ok(Self { id: id.to_owned(), hosts, owner: None, faults: Mutex::default() })
+        Ok(Self { id: id.to_owned(), hosts, holders: Vec::new(), owner: None, faults: Mutex::default() })
     }
 
     /// Ends and removes a lab, or what is left of one; nothing to do is fine.
@@ -328,6 +336,7 @@ impl Net {
             stdin.write_all(b"keep\n")?;
             drop(stdin);
             child.wait()?;
+            interrupt::disowned(&self.id);
         }
         Ok(())
     }
@@ -343,6 +352,10 @@ impl Drop for Net {
         if let Some(Watcher { mut child, stdin }) = self.owner.take() {
             drop(stdin);
             let _ = child.wait();
+            for mut holder in self.holders.drain(..) {
+                let _ = holder.wait();
+            }
+            interrupt::disowned(&self.id);
         }
     }
 }

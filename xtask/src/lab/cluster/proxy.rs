@@ -1,0 +1,79 @@
+//! pgsplice itself on host `proxy1`, and its agents beside the PgBouncers.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::template::{self, PASSWORDS, render};
+use super::{BOUNCER_PORT, FLEET_PORT, Lab, LabSpec, NODE_LOCAL_PORT, Postgres, Proxy, REPLICA_PORT, ready};
+use crate::lab::{Program, Service};
+
+const CONFIG: &str = "/etc/pgsplice/pgsplice.toml";
+
+pub fn start(lab: &Lab, spec: &LabSpec) -> Result<()> {
+    let (config, ports): (String, &[u16]) = match (&spec.proxy, &spec.postgres) {
+        (Proxy::None, _) => return Ok(()),
+        (Proxy::Config(text), _) => (text.clone(), &[]),
+        (Proxy::Default, Postgres::Single) => (static_pool(lab)?, &[FLEET_PORT]),
+        (Proxy::Default, Postgres::Patroni(_)) => (cluster_pools()?, &[FLEET_PORT, REPLICA_PORT, NODE_LOCAL_PORT]),
+    };
+    let service = lab.start_pgsplice(&config)?;
+    for &port in ports {
+        ready(&service, Duration::from_secs(20), || lab.sql(lab.proxy(), port, "SELECT 1"))?;
+    }
+    Ok(())
+}
+
+pub fn start_agents(_lab: &Lab) -> Result<()> {
+    bail!("the agent is not there yet")
+}
+
+/// The file that is shipped, as it is, and the lab's additions.
+fn cluster_pools() -> Result<String> {
+    render(&[template::PGSPLICE, include_str!("additions.toml")].concat(), &[])
+}
+
+/// The PgBouncers of the lab by address; without any, PostgreSQL itself.
+fn static_pool(lab: &Lab) -> Result<String> {
+    let mut config =
+        String::from("[listener.primary]\nbind = [\"0.0.0.0:5432\", \"[::]:5432\"]\npool = \"primary\"\n\n");
+    config.push_str("[admin]\nhttp = \"127.0.0.1:9187\"\n");
+    for (index, host) in lab.bouncers().iter().enumerate() {
+        write!(config, "\n[[pool.primary.backend]]\nname = \"{}\"\n", host.name())?;
+        writeln!(config, "address = \"{}:{BOUNCER_PORT}\"\npeer_id = {}", host.v4(), index + 1)?;
+    }
+    if lab.bouncers().is_empty() {
+        writeln!(config, "\n[[pool.primary.backend]]\nname = \"pg1\"\naddress = \"{}:5432\"", lab.host("pg1").v4())?;
+    }
+    Ok(config)
+}
+
+impl Lab {
+    /// Writes pgsplice's configuration on `proxy1` and starts it there; for a later change, write and `reload`.
+    pub fn start_pgsplice(&self, config: &str) -> Result<Service> {
+        self.write_pgsplice_config(config)?;
+        let binary = self.proxy().run(["test", "-x", "/opt/pgsplice/pgsplice"]);
+        if binary.is_err() {
+            bail!("there is no pgsplice in {}: build it first", super::binaries().display());
+        }
+        self.proxy().run(["install", "-d", "/run/pgsplice"])?;
+        self.proxy().spawn(Program::new("pgsplice", ["/opt/pgsplice/pgsplice", "run", "--config", CONFIG]))
+    }
+
+    pub fn write_pgsplice_config(&self, config: &str) -> Result<()> {
+        self.proxy().write_private(CONFIG, config, "root")
+    }
+
+    /// `pgsplice ARGS` on the proxy host.
+    pub fn pgsplice(&self, args: &[&str]) -> Result<String> {
+        let mut argv = vec!["/opt/pgsplice/pgsplice"];
+        argv.extend(args);
+        self.proxy().output(argv)
+    }
+
+    /// The password that a template's `@NAME@` stands for.
+    pub fn password(name: &str) -> Option<&'static str> {
+        PASSWORDS.iter().find(|(known, _)| *known == name).map(|(_, password)| *password)
+    }
+}
