@@ -10,6 +10,7 @@ use super::{BOUNCER_PORT, FLEET_PORT, Lab, LabSpec, NODE_LOCAL_PORT, Postgres, P
 use crate::lab::{Program, Service};
 
 const CONFIG: &str = "/etc/pgsplice/pgsplice.toml";
+const AGENT_CONFIG: &str = "/etc/pgsplice/agent.toml";
 
 pub fn start(lab: &Lab, spec: &LabSpec) -> Result<()> {
     let (config, ports): (String, &[u16]) = match (&spec.proxy, &spec.postgres) {
@@ -25,8 +26,23 @@ pub fn start(lab: &Lab, spec: &LabSpec) -> Result<()> {
     Ok(())
 }
 
-pub fn start_agents(_lab: &Lab) -> Result<()> {
-    bail!("the agent is not there yet")
+/// Until each has repointed its PgBouncer at the primary.
+pub fn start_agents(lab: &Lab) -> Result<()> {
+    let mut services = Vec::new();
+    for (index, host) in lab.bouncers().into_iter().enumerate() {
+        let (address, peer_id) = (host.v4().to_string(), (index + 1).to_string());
+        let values = [("NAME", host.name()), ("ADDRESS", &*address), ("PEER_ID", &*peer_id)];
+        host.write_private(AGENT_CONFIG, render(template::AGENT, &values)?, "root")?;
+        let argv = ["/opt/pgsplice/pgsplice", "agent", "--config", AGENT_CONFIG];
+        services.push(host.spawn(Program::new("agent", argv))?);
+    }
+    for service in &services {
+        ready(service, Duration::from_secs(20), || match lab.bouncer_admin(service.host(), "SHOW DATABASES")? {
+            text if text.contains("pgsplice_agent") => Ok(()),
+            _ => bail!("the agent has not written its databases yet"),
+        })?;
+    }
+    Ok(())
 }
 
 /// The file that is shipped, as it is, and the lab's additions.

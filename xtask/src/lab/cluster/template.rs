@@ -10,6 +10,7 @@ pub const DATABASES: &str = include_str!("../../../../deploy/pgbouncer/databases
 pub const PEERS: &str = include_str!("../../../../deploy/pgbouncer/peers.ini");
 pub const NODE_LOCAL: &str = include_str!("../../../../deploy/pgbouncer/node-local.ini");
 pub const USERLIST: &str = include_str!("../../../../deploy/pgbouncer/userlist.txt");
+pub const AGENT: &str = include_str!("../../../../deploy/agent/agent.toml");
 pub const PGSPLICE: &str = include_str!("../../../../deploy/pgsplice/pgsplice.toml");
 
 /// What stands for the passwords in every template.

@@ -1,0 +1,133 @@
+//! Who is primary, as the views tell it while a real Patroni cluster in etcd moves.
+
+// A test stops at the first thing that goes wrong.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pgsplice::cluster::{self, Bouncer, BouncerState, ClusterHandle, ClusterView, Proof, StoreHealth};
+use pgsplice::config;
+use xtask::lab::{Lab, LabSpec, Proxy};
+
+fn lab() -> Lab {
+    let id = format!("t{:x}", std::process::id());
+    let spec = LabSpec { bouncers: 0, agents: false, proxy: Proxy::None, ..LabSpec::full(id) };
+    Lab::up(&spec, |_, _| ()).unwrap()
+}
+
+fn config() -> config::Cluster {
+    let endpoints = (11..=13).map(|n| format!("http://10.0.0.{n}:2379")).collect();
+    config::Cluster {
+        store: config::StoreConfig::Etcd(config::EtcdConfig { endpoints, ..Default::default() }),
+        scope: "main".into(),
+        ..Default::default()
+    }
+}
+
+async fn until(
+    handle: &ClusterHandle,
+    what: &str,
+    fits: impl Fn(&ClusterView) -> bool,
+) -> (Arc<ClusterView>, Duration) {
+    let start = Instant::now();
+    let mut views = handle.view.clone();
+    let found = tokio::time::timeout(Duration::from_secs(60), views.wait_for(|view| fits(view))).await;
+    match found {
+        Ok(view) => (view.unwrap().clone(), start.elapsed()),
+        Err(_) => panic!("never came: {what}; last: {:#?}", handle.view.borrow()),
+    }
+}
+
+fn primary(view: &ClusterView) -> Option<&str> {
+    view.primary.as_ref().map(|primary| &*primary.member)
+}
+
+/// Runs the test on the lab's client host: its network is where the members and etcd are.
+fn on_client(lab: &Lab, test: impl AsyncFnOnce() + Send) {
+    let work = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
+    lab.client().on_thread(work).unwrap();
+}
+
+#[test]
+fn the_open_primary_follows_switchover_partition_and_death() {
+    let lab = lab();
+    on_client(&lab, async || {
+        let handle = cluster::watch("main", &config());
+        let (view, _) = until(&handle, "open", |view| view.primary.is_some() && view.members.len() == 3).await;
+        let first = primary(&view).unwrap().to_string();
+        assert_eq!(lab.leader().unwrap().name(), first);
+        assert!(view.system_id.is_some());
+        for member in view.members.values() {
+            assert!(member.is_running() && member.conn_addr.is_some(), "{member:#?}");
+        }
+        until(&handle, "lag of all", |view| view.members.values().all(|member| member.lag.is_some())).await;
+
+        // A switchover: the old one is cut, the new one opens on the next timeline.
+        let second = view.members.keys().find(|name| **name != first).unwrap().clone();
+        lab.switchover(&second).unwrap();
+        let (view, _) = until(&handle, "the new one open", |view| primary(view) == Some(&second)).await;
+        assert!(view.cut.contains_key(&first) && !view.cut.contains_key(&second), "{:?}", view.cut);
+        assert_eq!(view.primary.as_ref().unwrap().timeline, 2);
+
+        // etcd out of reach of this host: frozen, and open as long as the primary proves itself.
+        for etcd in ["etcd1", "etcd2", "etcd3"] {
+            lab.net.partition("client", etcd).unwrap();
+        }
+        let (view, took) =
+            until(&handle, "unreachable", |view| matches!(view.store, StoreHealth::Unreachable { .. })).await;
+        assert!(took < Duration::from_secs(9), "{took:?}");
+        assert_eq!(primary(&view), Some(&*second));
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        assert_eq!(primary(&handle.view.borrow()), Some(&*second));
+        lab.net.heal("client").unwrap();
+        until(&handle, "connected", |view| matches!(view.store, StoreHealth::Connected { .. })).await;
+
+        // Only Patroni dies: its PostgreSQL goes on taking writes, and is cut once the key names another.
+        let old = lab.net.find(&second).unwrap();
+        old.service("patroni").unwrap().kill(9).unwrap();
+        let (view, _) = until(&handle, "another open", |view| primary(view).is_some_and(|now| now != second)).await;
+        assert_eq!(view.primary.as_ref().unwrap().timeline, 3);
+        assert!(view.cut.contains_key(&second), "{:?}", view.cut);
+        let writable = lab.superuser_sql(old, "SELECT pg_is_in_recovery()").unwrap();
+        assert_eq!(writable, "f", "two writable primaries: the cut is what protects the data");
+        let proofs = view.members.values().filter(|member| matches!(member.proof, Proof::Primary { .. }));
+        assert_eq!(proofs.count(), 1);
+    });
+}
+
+#[test]
+fn the_fleet_follows_a_switchover_and_the_death_of_the_primary() {
+    let id = format!("u{:x}", std::process::id());
+    let lab = Lab::up(&LabSpec { proxy: Proxy::None, ..LabSpec::full(id) }, |_, _| ()).unwrap();
+    on_client(&lab, async || {
+        let handle = cluster::watch("main", &config());
+        let follow = |leader: &str| {
+            let leader = leader.to_string();
+            move |view: &ClusterView| {
+                let ready = |bouncer: &&Bouncer| {
+                    bouncer.state == BouncerState::Ready && bouncer.leader.as_ref() == Some(&leader)
+                };
+                view.bouncers.values().filter(ready).count() == 3
+            }
+        };
+        let first = lab.leader().unwrap().name().to_string();
+        until(&handle, "three bouncers on the leader", follow(&first)).await;
+        let second = if first == "pg1" { "pg2" } else { "pg1" };
+        lab.switchover(second).unwrap();
+        until(&handle, "three bouncers on the new leader", follow(second)).await;
+        for bouncer in lab.bouncers() {
+            assert_eq!(lab.sql(bouncer, 6432, "SELECT pg_is_in_recovery()").unwrap(), "f", "{}", bouncer.name());
+        }
+        lab.kill_postgres(lab.net.find(second).unwrap(), true).unwrap();
+        let (view, _) = until(&handle, "another open", |view| primary(view).is_some_and(|now| now != second)).await;
+        let third = primary(&view).unwrap().to_string();
+        let opened = Instant::now();
+        until(&handle, "three bouncers on the third leader", follow(&third)).await;
+        println!("three bouncers repointed and registered {:?} after the view opened here", opened.elapsed());
+        for bouncer in lab.bouncers() {
+            assert_eq!(lab.sql(bouncer, 6432, "SELECT pg_is_in_recovery()").unwrap(), "f", "{}", bouncer.name());
+        }
+        println!("{}", lab.bouncers()[0].service("agent").unwrap().log_tail(40));
+    });
+}
