@@ -131,7 +131,7 @@ impl Lab {
     /// The process id of the postmaster on this host.
     pub fn postmaster(&self, host: &Host) -> Result<i32> {
         let path = "/var/lib/postgresql/17/patroni/postmaster.pid";
-        let text = host.read(&path)?;
+        let text = host.read(path)?;
         text.lines().next().and_then(|line| line.parse().ok()).with_context(|| format!("{path} holds no pid"))
     }
 
