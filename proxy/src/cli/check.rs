@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde_json::json;
-use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::{
     self, BackendSource, Config, ConfigError, ConfigErrors, NodeAddress, Pool, ProbeKind, StoreConfig, Warning,
     settings,
 };
+use crate::session::worker::probe_free;
 
 /// Check a configuration file and say what it would run
 #[derive(Debug, clap::Args)]
@@ -60,7 +60,7 @@ fn in_order(errors: &[ConfigError], warnings: &[Warning]) -> Vec<String> {
     lines.into_iter().map(|(_, text)| text).collect()
 }
 
-/// Tries bind(2) and listen(2) on every address that is configured.
+/// Tries bind(2) on every address that is configured.
 fn unbindable(config: &Config) -> Vec<ConfigError> {
     let listeners = config
         .listeners
@@ -69,27 +69,17 @@ fn unbindable(config: &Config) -> Vec<ConfigError> {
     let http = config.admin.http.map(|addr| ("admin.http".to_owned(), addr));
     let mut errors = Vec::new();
     for (key, addr) in listeners.chain(http) {
-        if let Err(error) = try_bind(addr) {
+        if let Err(error) = probe_free(addr) {
             errors.push(ConfigError {
                 file: config.origin.file.clone(),
                 line: config.origin.line(&key),
                 problem: config::port_owner::bind_problem(addr, &error),
-                expected: "an address this host has and nobody else listens on".into(),
+                expected: String::new(),
                 key,
             });
         }
     }
     errors
-}
-
-fn try_bind(addr: std::net::SocketAddr) -> std::io::Result<()> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    if addr.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.bind(&addr.into())?;
-    socket.listen(1)
 }
 
 /// What would run: a line for each listener and pool, and how each pool finds its backends.

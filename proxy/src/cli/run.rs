@@ -66,7 +66,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 fn configuration(args: &Args) -> anyhow::Result<(Config, Vec<Warning>)> {
     let (mut config, warnings) = match &args.config {
         Some(file) => Config::load(file)?,
-        None => (Config::from_addresses(&args.listen, &args.backend), Vec::new()),
+        None => {
+            let config = Config::from_addresses(&args.listen, &args.backend);
+            let warnings = config.check()?;
+            (config, warnings)
+        }
     };
     if let Some(socket) = &args.admin_socket {
         config.admin.socket = socket.clone();

@@ -12,6 +12,7 @@ pub struct ConfigError {
     /// `listener.rw.bind`; empty where the text is not TOML.
     pub key: String,
     pub problem: String,
+    /// Empty where the problem says it all.
     pub expected: String,
 }
 
