@@ -15,6 +15,6 @@ mod wait;
 pub use cli::{Args, default_id, run, say};
 pub use cluster::{Lab, LabSpec, Member, Postgres, Proxy, Timings};
 pub use host::Host;
-pub use net::{HostSpec, Net, NetSpec};
+pub use net::{HostSpec, Net, NetSpec, unique_id};
 pub use service::{Program, Service};
 pub use wait::{until, until_ok};

@@ -67,16 +67,21 @@ struct Watcher {
     stdin: ChildStdin,
 }
 
+/// An id for a lab that no other running process has.
+pub fn unique_id() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("t{:x}{}", std::process::id(), (b'a' + (count % 26) as u8) as char)
+}
+
 impl NetSpec {
     pub fn new(id: impl Into<String>) -> Self {
         Self { id: id.into(), segments: Vec::new(), hosts: Vec::new(), wire: false }
     }
 
-    /// A spec under an id that no other running process has.
+    /// A spec under [`unique_id`].
     pub fn unique() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        Self::new(format!("t{:x}{}", std::process::id(), (b'a' + (count % 26) as u8) as char))
+        Self::new(unique_id())
     }
 
     /// A segment named `name` whose hosts are `v4` (a /24) and `v6` (a /64) with their number as the last part.
