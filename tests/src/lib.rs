@@ -9,6 +9,7 @@ pub mod certificate;
 pub mod local;
 pub mod postgres;
 pub mod proxy;
+pub mod raw;
 
 use std::sync::OnceLock;
 

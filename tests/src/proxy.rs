@@ -74,7 +74,10 @@ impl Pgsplice {
     pub fn start_unready(host: &Host, name: &str, config: &str) -> Result<Self> {
         let (file, socket) = (format!("/etc/pgsplice/{name}.toml"), format!("/run/pgsplice/{name}.sock"));
         if host.run(["test", "-x", BINARY]).is_err() {
-            bail!("there is no pgsplice in {}: run cargo build -p pgsplice first", binaries().display());
+            bail!(
+                "there is no pgsplice in {}: run `cargo xtask test`, or first `cargo build --workspace`",
+                binaries().display()
+            );
         }
         host.run(["install", "-d", "/run/pgsplice"])?;
         host.write_private(&file, format!("{config}\n[admin]\nsocket = \"{socket}\"\n"), "root")?;
