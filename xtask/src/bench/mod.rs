@@ -9,6 +9,7 @@ mod echo;
 mod idle;
 mod limit;
 pub mod load;
+mod others;
 mod pgbench;
 mod report;
 mod testbed;
@@ -21,10 +22,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use contender::Contender;
-use load::cpu::Reading;
+use others::Others;
 use report::{Results, Row};
 use testbed::Testbed;
-use workload::{Time, Workload};
+use workload::{Sample, Time, Workload};
 
 /// What the command line of `cargo xtask bench` takes.
 #[derive(clap::Args)]
@@ -44,6 +45,9 @@ pub struct Args {
     /// Only these
     #[arg(long, num_args = 1.., value_enum)]
     contender: Vec<Contender>,
+    /// How long to wait, before and again after each disturbed measurement, for other programs to leave the CPU
+    #[arg(long, default_value_t = 20.0, value_name = "SECONDS")]
+    patience: f64,
     /// Also write the figures to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -84,7 +88,7 @@ pub fn run(args: Args) -> Result<()> {
             for turn in 0..ready.len() {
                 // Another one begins in each round and workload.
                 let contender = ready[(turn + round + number) % ready.len()];
-                let sample = workload.measure(contender, &testbed, time)?;
+                let sample = undisturbed(args.patience, || workload.measure(contender, &testbed, time))?;
                 eprintln!(
                     "{:4.0} s  round {}/{rounds}  {workload}, {}: {:.0} {}",
                     began.elapsed().as_secs_f64(),
@@ -102,7 +106,7 @@ pub fn run(args: Args) -> Result<()> {
     let rows = results.rows(&workloads, &contenders, &missing);
     println!("{}", report::table(&rows));
     println!("{rounds} round{}, {measured} s each", if rounds == 1 { "" } else { "s" });
-    note_steal(&rows);
+    note_noise(&rows);
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&rows)?;
         std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
@@ -140,22 +144,36 @@ fn binaries(args: &Args, contenders: &[Contender]) -> Result<PathBuf> {
     Ok(target.join("release"))
 }
 
-/// What the figures were taken on, with a warning if something else is running.
-fn machine() -> Result<String> {
-    let (before, cpus) = (Reading::now()?, workload::cpus());
-    std::thread::sleep(Duration::from_secs(1));
-    let spent = before.until(&Reading::now()?);
-    let busy = 100.0 * spent.busy / (spent.seconds * cpus as f64);
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;
-    let mut text = format!("Linux {}, {cpus} CPUs", kernel.trim());
-    if busy > 5.0 {
-        text +=
-            &format!("\nwarning: the machine is {busy:.0} % busy before the bench has begun; its figures will be off");
+/// Measures again while other programs disturb it and there is patience left, and keeps the calmest.
+fn undisturbed(patience: f64, measure: impl Fn() -> Result<Sample>) -> Result<Sample> {
+    let deadline = Instant::now() + Duration::from_secs_f64(patience);
+    let mut calmest: Option<Sample> = None;
+    loop {
+        others::wait_until_calm(deadline);
+        let before = Others::now();
+        let mut sample = measure()?;
+        let percent = before.percent_since();
+        sample.others_percent = Some(percent);
+        if calmest.as_ref().and_then(|calmest| calmest.others_percent).is_none_or(|least| percent < least) {
+            calmest = Some(sample);
+        }
+        if let Some(calmest) = calmest.take_if(|_| percent <= others::CALM_PERCENT || Instant::now() >= deadline) {
+            return Ok(calmest);
+        }
     }
-    Ok(text)
 }
 
-fn note_steal(rows: &[Row]) {
+/// What the figures were taken on.
+fn machine() -> Result<String> {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;
+    Ok(format!("Linux {}, {} CPUs", kernel.trim(), workload::cpus()))
+}
+
+fn note_noise(rows: &[Row]) {
+    let busiest = rows.iter().filter_map(|row| row.others_percent).fold(0.0, f64::max);
+    if busiest > others::CALM_PERCENT {
+        println!("other programs used up to {busiest:.0} % of the CPUs during a workload; its figures are off");
+    }
     let most = rows.iter().filter_map(|row| row.stolen_percent).fold(0.0, f64::max);
     if most >= 2.0 {
         println!("the hypervisor kept up to {most:.1} % of the CPUs' time from this machine; it is not in the figures");

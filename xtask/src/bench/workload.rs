@@ -161,6 +161,8 @@ pub struct Sample {
     pub cpu_us_per_op: Option<f64>,
     /// Share of the CPUs' time that the hypervisor kept, in percent.
     pub stolen_percent: Option<f64>,
+    /// Share of the CPUs' time that programs beside the bench used, in percent.
+    pub others_percent: Option<f64>,
     pub memory: Option<Memory>,
 }
 
