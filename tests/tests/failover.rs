@@ -1,0 +1,243 @@
+//! The whole data centre under a client's eyes: switchovers, deaths, a store that goes and comes back.
+
+// A test stops at the first thing that goes wrong.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use xtask::lab::{FLEET_PORT, Lab, LabSpec, NODE_LOCAL_PORT, REPLICA_PORT, until, until_ok};
+
+/// For everything that has no time limit of its own in Patroni's settings.
+const SOON: Duration = Duration::from_secs(30);
+/// The lab's ttl of 20 s, the loop after it, and PostgreSQL's promotion.
+const FAILOVER: Duration = Duration::from_secs(60);
+
+const WHERE: &str = "SELECT host(coalesce(inet_server_addr(), '127.0.0.1')), pg_is_in_recovery()";
+
+fn lab(name: &str) -> Lab {
+    Lab::up(&LabSpec::full(format!("{name}{:x}", std::process::id())), |_, _| ()).unwrap()
+}
+
+fn status(lab: &Lab) -> Value {
+    serde_json::from_str(&lab.pgsplice(&["status", "--json"]).unwrap()).unwrap()
+}
+
+fn pool<'a>(status: &'a Value, name: &str) -> &'a Value {
+    status["pools"].as_array().unwrap().iter().find(|pool| pool["name"] == name).unwrap()
+}
+
+fn open_primary(lab: &Lab) -> Option<String> {
+    status(lab)["clusters"][0]["primary"].as_str().map(Into::into)
+}
+
+fn wait_open(lab: &Lab, limit: Duration, wanted: impl Fn(&str) -> bool) -> String {
+    until("the primary to be open", limit, || open_primary(lab).is_some_and(|name| wanted(&name))).unwrap();
+    open_primary(lab).unwrap()
+}
+
+/// Which PostgreSQL host a new session on this port reaches.
+fn reaches(lab: &Lab, port: u16) -> anyhow::Result<String> {
+    let name = lab.sql(lab.proxy(), port, "SELECT current_setting('cluster_name') || '/' || setting FROM pg_settings WHERE name = 'primary_slot_name'")?;
+    Ok(name)
+}
+
+/// A psql that stays connected.
+struct Psql {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Psql {
+    fn connect(lab: &Lab, port: u16) -> Self {
+        let conninfo = lab.conninfo(lab.proxy(), port);
+        let mut command = lab.client().command(["psql", "-XAtq", &conninfo]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut psql = Self { child, stdin, stdout };
+        assert_eq!(psql.ask("SELECT 'connected'").as_deref(), Some("connected"));
+        psql
+    }
+
+    /// The first line of the answer; `None` when the statement failed or the session is gone.
+    fn ask(&mut self, sql: &str) -> Option<String> {
+        writeln!(self.stdin, "{sql};\n\\echo done").ok()?;
+        let mut answer = None;
+        loop {
+            let mut line = String::new();
+            if self.stdout.read_line(&mut line).ok()? == 0 {
+                return None;
+            }
+            match line.trim_end() {
+                "done" => return answer,
+                text => {
+                    answer.get_or_insert_with(|| text.to_owned());
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Psql {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn other_than(lab: &Lab, leader: &str) -> String {
+    let members = lab.members().unwrap();
+    members.iter().find(|member| member.name != leader && member.state == "streaming").unwrap().name.clone()
+}
+
+#[test]
+fn sessions_follow_a_switchover_and_reads_stay_on_replicas() {
+    let lab = lab("sw");
+    let old = wait_open(&lab, SOON, |_| true);
+    assert_eq!(lab.leader().unwrap().name(), old);
+    lab.sql(lab.proxy(), FLEET_PORT, "CREATE TABLE ledger (at int)").unwrap();
+    for port in [FLEET_PORT, NODE_LOCAL_PORT] {
+        assert!(lab.sql(lab.proxy(), port, WHERE).unwrap().ends_with("|f"), "port {port}");
+    }
+    until("reads to go to replicas", SOON, || pool(&status(&lab), "ro")["candidates"] == 3).unwrap();
+    for _ in 0..6 {
+        assert!(lab.sql(lab.proxy(), REPLICA_PORT, WHERE).unwrap().ends_with("|t"), "a read reached the primary");
+    }
+
+    let mut fleet = Psql::connect(&lab, FLEET_PORT);
+    let mut local = Psql::connect(&lab, NODE_LOCAL_PORT);
+    let new = other_than(&lab, &old);
+    lab.switchover(&new).unwrap();
+    wait_open(&lab, SOON, |name| name == new);
+
+    // In a fleet the client's connection stays, and its next statements run on the new primary.
+    until("the fleet's session to write", SOON, || {
+        fleet.ask("INSERT INTO ledger VALUES (1) RETURNING at").as_deref() == Some("1")
+    })
+    .unwrap();
+    // Node-local, a session to the old leader is cut: it must not go on at a node that is no primary.
+    until("the old leader's session to be cut", SOON, || local.ask("SELECT 1").is_none()).unwrap();
+    let ended = |lab: &Lab, reason: &str| {
+        let status = status(lab);
+        let listeners = status["listeners"].as_array().unwrap().clone();
+        listeners.iter().map(|one| one["ended"][reason].as_u64().unwrap_or(0)).sum::<u64>()
+    };
+    until("the cut to be counted", SOON, || ended(&lab, "demoted") == 1).unwrap();
+    for port in [FLEET_PORT, NODE_LOCAL_PORT] {
+        until_ok("a write on the new primary", SOON, || lab.sql(lab.proxy(), port, "INSERT INTO ledger VALUES (2)")).unwrap();
+    }
+    assert_eq!(lab.superuser_sql(lab.host(&new), "SELECT pg_is_in_recovery()").unwrap(), "f");
+}
+
+#[test]
+fn a_replica_that_lags_gets_no_reads_until_it_has_caught_up() {
+    let lab = lab("lag");
+    let leader = wait_open(&lab, SOON, |_| true);
+    let late = other_than(&lab, &leader);
+    let config = lab.proxy().read("/etc/pgsplice/pgsplice.toml").unwrap().replace("16MiB", "1MiB");
+    lab.write_pgsplice_config(&config).unwrap();
+    lab.pgsplice(&["reload"]).unwrap();
+    until("all replicas", SOON, || pool(&status(&lab), "ro")["candidates"] == 3).unwrap();
+
+    lab.superuser_sql(lab.host(&late), "SELECT pg_wal_replay_pause()").unwrap();
+    lab.sql(lab.proxy(), FLEET_PORT, "CREATE TABLE filler AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)").unwrap();
+    until("the late one to leave the pool", SOON, || pool(&status(&lab), "ro")["candidates"] == 2).unwrap();
+    let backends: Value = serde_json::from_str(&lab.pgsplice(&["backends", "--json"]).unwrap()).unwrap();
+    let text = backends.to_string();
+    assert!(text.contains("bytes behind, the limit is 1048576"), "{text}");
+    lab.superuser_sql(lab.host(&late), "SELECT pg_wal_replay_resume()").unwrap();
+    until("it to come back", SOON, || pool(&status(&lab), "ro")["candidates"] == 3).unwrap();
+}
+
+#[test]
+fn the_death_of_the_primary_ends_with_writes_on_the_next() {
+    let lab = lab("die");
+    let old = wait_open(&lab, SOON, |_| true);
+    lab.sql(lab.proxy(), FLEET_PORT, "CREATE TABLE ledger (at int)").unwrap();
+    // Synchronous replication is off in the lab: what is asserted below must have reached the replicas.
+    let position = lab.superuser_sql(lab.host(&old), "SELECT pg_current_wal_lsn()").unwrap();
+    for host in lab.postgres().into_iter().filter(|host| host.name() != old) {
+        let reached = format!("SELECT pg_last_wal_replay_lsn() >= '{position}'");
+        until_ok("the replica", SOON, || match lab.superuser_sql(host, &reached)?.as_str() {
+            "t" => Ok(()),
+            _ => anyhow::bail!("behind"),
+        })
+        .unwrap();
+    }
+    let mut idle = Psql::connect(&lab, FLEET_PORT);
+    lab.kill_postgres(lab.host(&old), true).unwrap();
+    let begun = Instant::now();
+    let write = || lab.sql(lab.proxy(), FLEET_PORT, "INSERT INTO ledger VALUES (1)");
+    until_ok("a write", FAILOVER, write).unwrap();
+    println!("kill -9 of primary and Patroni to the first write: {:.1} s", begun.elapsed().as_secs_f64());
+    let new = wait_open(&lab, SOON, |name| name != old);
+    assert_eq!(lab.superuser_sql(lab.host(&new), "SELECT count(*) > 0 FROM ledger").unwrap_err().to_string().len() > 0, true);
+    assert_eq!(idle.ask("SELECT 'still here'").as_deref(), Some("still here"), "an idle client's connection stays");
+}
+
+#[test]
+fn a_store_out_of_reach_changes_nothing_and_one_that_is_gone_stops_writes_until_it_is_back() {
+    let lab = lab("dcs");
+    let leader = wait_open(&lab, SOON, |_| true);
+    let store = |lab: &Lab| status(lab)["clusters"][0]["store"].as_str().unwrap().to_owned();
+
+    // Out of reach of the proxy alone: the view is frozen and clients notice nothing.
+    for etcd in ["etcd1", "etcd2", "etcd3"] {
+        lab.net.partition("proxy1", etcd).unwrap();
+    }
+    let mut stays = Psql::connect(&lab, FLEET_PORT);
+    until("the store to be missed", SOON, || store(&lab) == "unreachable").unwrap();
+    for port in [FLEET_PORT, NODE_LOCAL_PORT, REPLICA_PORT] {
+        lab.sql(lab.proxy(), port, "SELECT 1").unwrap();
+    }
+    lab.net.heal("proxy1").unwrap();
+    until("the store to be heard again", SOON, || store(&lab) == "connected").unwrap();
+    assert_eq!(stays.ask("SELECT 'still here'").as_deref(), Some("still here"));
+
+    // Gone for everybody: Patroni demotes, for without its store it cannot know whether another leads.
+    let etcds: Vec<_> = ["etcd1", "etcd2", "etcd3"].iter().map(|name| lab.host(name).service("etcd").unwrap()).collect();
+    etcds.iter().for_each(|etcd| etcd.kill(libc::SIGKILL).unwrap());
+    until("the primary pool to close", FAILOVER, || pool(&status(&lab), "local")["candidates"] == 0).unwrap();
+    let why = pool(&status(&lab), "local")["why_empty"].as_str().unwrap().to_owned();
+    assert!(why.starts_with("no primary: "), "{why}");
+    assert_eq!(lab.superuser_sql(lab.host(&leader), "SELECT pg_is_in_recovery()").unwrap(), "t");
+
+    etcds.iter().for_each(|etcd| etcd.restart().unwrap());
+    // A client that comes meanwhile waits in the queue instead of being refused.
+    until_ok("a write", FAILOVER, || lab.sql(lab.proxy(), FLEET_PORT, "CREATE TABLE IF NOT EXISTS ledger (at int)")).unwrap();
+    wait_open(&lab, SOON, |_| true);
+}
+
+#[test]
+fn a_dead_bouncer_and_a_dead_agent_get_no_new_session() {
+    let lab = lab("bnc");
+    wait_open(&lab, SOON, |_| true);
+    until("the fleet", SOON, || pool(&status(&lab), "rw")["candidates"] == 3).unwrap();
+    let candidates = |lab: &Lab| -> BTreeSet<String> {
+        let backends: Value = serde_json::from_str(&lab.pgsplice(&["backends", "--pool", "rw", "--json"]).unwrap()).unwrap();
+        let list = backends["backends"].as_array().unwrap().clone();
+        list.iter().filter(|one| one["candidate"] == true).map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let all = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+
+    let bouncer = lab.host("bouncer1").service("pgbouncer").unwrap();
+    bouncer.kill(libc::SIGKILL).unwrap();
+    // From the first moment no client sees the refusal: it is connected elsewhere.
+    for _ in 0..12 {
+        lab.sql(lab.proxy(), FLEET_PORT, "SELECT 1").unwrap();
+    }
+    until("the dead bouncer to leave", SOON, || candidates(&lab) == all(&["bouncer2", "bouncer3"])).unwrap();
+    bouncer.restart().unwrap();
+    until("it to come back", SOON, || candidates(&lab).len() == 3).unwrap();
+
+    // Without its agent nobody keeps a bouncer on the primary: its lease runs out and it is not used any more.
+    let agent = lab.host("bouncer2").service("agent").unwrap();
+    agent.kill(libc::SIGKILL).unwrap();
+    until("the lease to run out", SOON, || candidates(&lab) == all(&["bouncer1", "bouncer3"])).unwrap();
+    agent.restart().unwrap();
+    until("it to register again", SOON, || candidates(&lab).len() == 3).unwrap();
+}
