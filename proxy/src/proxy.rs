@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
@@ -15,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::admin::metrics::Metrics;
 use crate::cluster::{self, ClusterHandle, ClusterView};
-use crate::config::{self, BackendConfig, BackendSource, Config};
+use crate::config::{self, BackendConfig, BackendSource, Config, Source};
 use crate::guard::{Guard, GuardError};
 use crate::pg::cancel::CancelKeys;
 use crate::pool::director::Director;
@@ -27,8 +26,8 @@ use crate::session::{SessionId, SessionRecord, Termination};
 /// Shared by the control plane, the data-plane threads and the admin interface.
 pub struct Proxy {
     pub started: SystemTime,
-    /// The file `reload` reads; `None` with `--listen` and `--backend`.
-    pub config_file: Option<PathBuf>,
+    /// What `reload` reads; `None` with `--listen` and `--backend`.
+    pub source: Option<Source>,
     pub config: ArcSwap<Config>,
     pub pools: ArcSwap<BTreeMap<String, Arc<Pool>>>,
     pub listeners: ArcSwap<BTreeMap<String, Arc<Listener>>>,
@@ -137,7 +136,7 @@ impl Proxy {
     /// Binds the listeners, starts the threads, and follows clusters and backends. Within a tokio runtime.
     pub async fn start(
         config: Config,
-        config_file: Option<PathBuf>,
+        source: Option<Source>,
         log: Option<crate::log::Log>,
     ) -> Result<Arc<Self>, ApplyError> {
         let threads = match config.proxy.threads {
@@ -147,7 +146,7 @@ impl Proxy {
         let (workers, inboxes): (Vec<_>, Vec<_>) = (0..threads).map(|_| worker::channel()).unzip();
         let proxy = Arc::new(Self {
             started: SystemTime::now(),
-            config_file,
+            source,
             config: ArcSwap::default(),
             pools: ArcSwap::default(),
             listeners: ArcSwap::default(),
@@ -244,14 +243,14 @@ impl Proxy {
     }
 
     async fn try_reload(self: &Arc<Self>) -> Result<ReloadReport, String> {
-        let Some(file) = &self.config_file else {
+        let Some(source) = &self.source else {
             return Err("started with --listen and --backend: there is no file to read again".into());
         };
         if self.lifecycle() == Lifecycle::Draining {
             return Err("the proxy is draining".into());
         }
         let mut control = self.control.lock().await;
-        let (mut new, warnings) = Config::load(file).map_err(|errors| errors.to_string())?;
+        let (mut new, warnings) = source.load().map_err(|errors| errors.to_string())?;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let old = self.config.load_full();
         let diff = config::diff(&old, &new);

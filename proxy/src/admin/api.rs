@@ -145,6 +145,9 @@ pub struct Backend {
     /// Why it is down.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
+    /// Why the cluster rules it out whatever its health: not the primary, too far behind, not registered as ready.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub excluded: String,
     pub drained: bool,
     /// May be given a new session now.
     pub candidate: bool,

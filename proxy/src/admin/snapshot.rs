@@ -28,7 +28,7 @@ pub fn status(proxy: &Proxy) -> api::Status {
         started_at: unix(proxy.started),
         uptime_seconds: proxy.started.elapsed().unwrap_or_default().as_secs(),
         lifecycle: lifecycle(proxy.lifecycle()).into(),
-        config_file: proxy.config_file.as_ref().map(|file| file.display().to_string()),
+        config_file: proxy.source.as_ref().map(|source| source.file.display().to_string()),
         threads: proxy.threads,
         sessions: sessions.len(),
         listeners: proxy
@@ -116,6 +116,7 @@ pub fn backends(proxy: &Proxy, query: &api::BackendsQuery) -> api::Backends {
 
 fn backends_of(pool: &Pool) -> Vec<api::Backend> {
     let candidates = pool.candidates.load();
+    let members = pool.members.load();
     let show = |backend: &Arc<pool::Backend>| {
         let candidate = candidates.list.iter().find(|one| Arc::ptr_eq(&one.backend, backend));
         let (health, why) = match backend.health() {
@@ -130,6 +131,11 @@ fn backends_of(pool: &Pool) -> Vec<api::Backend> {
             address: backend.address.to_string(),
             health: health.into(),
             why,
+            excluded: members
+                .iter()
+                .find(|one| one.address == backend.address)
+                .and_then(|one| one.excluded.clone())
+                .unwrap_or_default(),
             drained: backend.is_drained(),
             candidate: candidate.is_some(),
             weight: candidate.map(|one| one.weight),

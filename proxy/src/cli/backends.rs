@@ -40,7 +40,7 @@ fn human(answer: &api::Backends) -> String {
             one.connect_failures.to_string(),
             bytes(one.bytes_in),
             bytes(one.bytes_out),
-            one.why.clone(),
+            [one.why.as_str(), &one.excluded].into_iter().filter(|why| !why.is_empty()).collect::<Vec<_>>().join("; "),
         ]);
     }
     table.render(0)
@@ -71,6 +71,7 @@ mod tests {
             address: "10.0.0.1:6432".into(),
             health: "up".into(),
             why: String::new(),
+            excluded: String::new(),
             drained: false,
             candidate: true,
             weight: Some(1),

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin;
-use crate::config::{Config, Warning};
+use crate::config::{Config, Overrides, Source, Warning};
 use crate::proxy::Proxy;
 
 /// Run the proxy
@@ -50,47 +50,47 @@ impl From<LogFormat> for crate::config::LogFormat {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let (config, warnings) = configuration(&args)?;
+    let (source, config, warnings) = configuration(&args)?;
     let log = crate::log::init(&config.log)?;
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     raise_descriptor_limit();
     // reqwest and tonic must agree on one; an error means somebody in this process was first.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let code = runtime.block_on(control(args, config, log));
+    let code = runtime.block_on(control(source, config, log));
     // Lookups and the like that still run must not hold up the end.
     runtime.shutdown_background();
     code
 }
 
-fn configuration(args: &Args) -> anyhow::Result<(Config, Vec<Warning>)> {
-    let (mut config, warnings) = match &args.config {
-        Some(file) => Config::load(file)?,
-        None => {
-            let config = Config::from_addresses(&args.listen, &args.backend);
-            let warnings = config.check()?;
-            (config, warnings)
-        }
+fn configuration(args: &Args) -> anyhow::Result<(Option<Source>, Config, Vec<Warning>)> {
+    let overrides = Overrides {
+        admin_socket: args.admin_socket.clone(),
+        http: args.http,
+        log_format: args.log_format.map(Into::into),
     };
-    if let Some(socket) = &args.admin_socket {
-        config.admin.socket = socket.clone();
+    match &args.config {
+        Some(file) => {
+            let source = Source { file: file.clone(), overrides };
+            let (config, warnings) = source.load()?;
+            Ok((Some(source), config, warnings))
+        }
+        None => {
+            let mut config = Config::from_addresses(&args.listen, &args.backend);
+            let warnings = config.check()?;
+            overrides.apply(&mut config);
+            Ok((None, config, warnings))
+        }
     }
-    if let Some(http) = args.http {
-        config.admin.http = Some(http);
-    }
-    if let Some(format) = args.log_format {
-        config.log.format = format.into();
-    }
-    Ok((config, warnings))
 }
 
 /// The control plane's life: start, obey signals, drain.
-async fn control(args: Args, config: Config, log: crate::log::Log) -> anyhow::Result<ExitCode> {
+async fn control(source: Option<Source>, config: Config, log: crate::log::Log) -> anyhow::Result<ExitCode> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let admin = config.admin.clone();
-    let proxy = Proxy::start(config, args.config, Some(log)).await?;
+    let proxy = Proxy::start(config, source, Some(log)).await?;
     let _admin = admin::serve(proxy.clone(), &admin).await?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), threads = proxy.threads, admin = %admin.socket.display(), "running");
     loop {

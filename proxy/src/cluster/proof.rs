@@ -25,12 +25,17 @@ pub enum Answer {
     Primary {
         timeline: u32,
         system_id: Option<String>,
+        /// WAL written, in bytes.
+        wal: Option<u64>,
     },
     /// Anything else it said. `role` and `state` as Patroni writes them.
     NotPrimary {
         role: String,
         state: String,
         timeline: Option<u32>,
+        /// WAL replayed, in bytes. The member's key tells what it has received in older versions, which hides a replay
+        /// that stands still.
+        wal: Option<u64>,
     },
     Silent {
         why: String,
@@ -57,12 +62,13 @@ impl Answer {
         };
         let role = patroni::string(&map, "role").unwrap_or_default();
         let timeline = map.get("timeline").and_then(patroni::number).and_then(|timeline| u32::try_from(timeline).ok());
+        let wal = |key| map.get("xlog")?.get(key).and_then(patroni::number);
         match timeline {
             Some(timeline) if timeline > 0 && state == "running" && is_primary_role(&role) => {
                 let system_id = patroni::string(&map, "database_system_identifier");
-                Self::Primary { timeline, system_id }
+                Self::Primary { timeline, system_id, wal: wal("location") }
             }
-            _ => Self::NotPrimary { role, state, timeline },
+            _ => Self::NotPrimary { role, state, timeline, wal: wal("replayed_location") },
         }
     }
 
@@ -164,7 +170,8 @@ mod tests {
 
     #[test]
     fn a_running_primary_with_a_timeline_proves_it() {
-        let primary = Answer::Primary { timeline: 2, system_id: Some("7711081407681433332".into()) };
+        let primary =
+            Answer::Primary { timeline: 2, system_id: Some("7711081407681433332".into()), wal: Some(83886080) };
         assert_eq!(read(PRIMARY), primary);
         assert_eq!(read(&PRIMARY.replace("\"primary\"", "\"master\"")), primary, "Patroni 3");
     }

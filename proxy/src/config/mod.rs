@@ -12,6 +12,7 @@ pub mod port_owner;
 mod read;
 mod report;
 pub mod settings;
+mod source;
 #[cfg(test)]
 mod tests;
 pub mod units;
@@ -25,6 +26,7 @@ pub use diff::{Changes, Diff, diff};
 pub use ip_net::IpNetError;
 pub use model::*;
 pub use report::{ConfigError, ConfigErrors, Origin, Warning};
+pub use source::{Overrides, Source};
 pub use units::{parse_duration, parse_size, show_duration, show_size};
 
 impl Config {

@@ -112,6 +112,8 @@ struct Word {
     denied: Option<Denied>,
     /// What the view shows.
     shown: super::Proof,
+    /// Its WAL position as it said last, in bytes: written by a primary, replayed by others.
+    wal: Option<u64>,
     /// When the newest answer was asked for: an older one that arrives late changes nothing.
     asked: Option<Instant>,
 }
@@ -365,21 +367,26 @@ impl Word {
     fn hear(&mut self, answer: Answer, asked: Instant, now: Now) {
         let at = now.wall;
         self.shown = match answer {
-            Answer::Primary { timeline, system_id } => {
+            Answer::Primary { timeline, system_id, wal } => {
+                self.wal = wal;
                 self.proved = Some(Proved { timeline, system_id, asked });
                 self.denied = None;
                 super::Proof::Primary { timeline, at }
             }
-            Answer::NotPrimary { role, state, timeline } => {
+            Answer::NotPrimary { role, state, timeline, wal } => {
+                self.wal = wal;
                 self.proved = None;
                 self.denied = Some(Denied { role: role.clone(), state: state.clone() });
                 super::Proof::NotPrimary { role, state, timeline, at }
             }
             // Silence neither proves nor takes back: the last proof lapses by itself.
-            Answer::Silent { why } => match &self.shown {
-                super::Proof::Silent { since, .. } => super::Proof::Silent { why, since: *since },
-                _ => super::Proof::Silent { why, since: at },
-            },
+            Answer::Silent { why } => {
+                self.wal = None;
+                match &self.shown {
+                    super::Proof::Silent { since, .. } => super::Proof::Silent { why, since: *since },
+                    _ => super::Proof::Silent { why, since: at },
+                }
+            }
         };
     }
 }

@@ -130,13 +130,13 @@ fn take(world: &mut World, ledger: &mut Ledger, step: Step) {
                     ledger.floor = ledger.floor.max(timeline);
                 }
             }
-            world.answers(NAMES[who], Answer::Primary { timeline, system_id: None });
+            world.answers(NAMES[who], Answer::Primary { timeline, system_id: None, wal: None });
         }
         Step::Denies(who, role) => {
             if world.truth.to_ask().any(|(name, _)| name == NAMES[who]) {
                 ledger.words.insert(NAMES[who], None);
             }
-            let answer = Answer::NotPrimary { role: role.into(), state: "stopping".into(), timeline: None };
+            let answer = Answer::NotPrimary { role: role.into(), state: "stopping".into(), timeline: None, wal: None };
             world.answers(NAMES[who], answer);
         }
         Step::Silent(who) => world.answers(NAMES[who], Answer::Silent { why: "gone".into() }),

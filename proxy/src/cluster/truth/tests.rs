@@ -81,11 +81,11 @@ impl World {
     }
 
     fn proves(&mut self, member: &str, timeline: u32) {
-        self.answers(member, Answer::Primary { timeline, system_id: Some("77".into()) });
+        self.answers(member, Answer::Primary { timeline, system_id: Some("77".into()), wal: None });
     }
 
     fn says(&mut self, member: &str, role: &str, state: &str) {
-        self.answers(member, Answer::NotPrimary { role: role.into(), state: state.into(), timeline: None });
+        self.answers(member, Answer::NotPrimary { role: role.into(), state: state.into(), timeline: None, wal: None });
     }
 
     fn silent(&mut self, member: &str) {
@@ -179,7 +179,7 @@ fn an_answer_that_was_overtaken_by_a_newer_one_is_dropped() {
     let before = world.now.mono;
     world.pass(ms(100));
     world.says("pg1", "replica", "running");
-    let late = Answer::Primary { timeline: 1, system_id: None };
+    let late = Answer::Primary { timeline: 1, system_id: None, wal: None };
     world.take(Input::Answered { member: "pg1".into(), api_url: url("pg1"), asked: before, answer: late });
     assert_eq!(world.primary(), None);
 }
@@ -368,7 +368,7 @@ fn a_new_initialize_id_starts_anew() {
     world.listed();
     assert_eq!(world.primary(), None, "its proof is from the old system");
     assert_eq!(world.why(), "pg1 runs database system 77, but the cluster's is 88");
-    world.answers("pg1", Answer::Primary { timeline: 1, system_id: Some("88".into()) });
+    world.answers("pg1", Answer::Primary { timeline: 1, system_id: Some("88".into()), wal: None });
     assert_eq!(world.primary(), Some("pg1"));
 }
 
@@ -445,7 +445,7 @@ fn an_answer_from_the_place_a_member_left_is_dropped() {
     let mut world = World::new();
     world.leader("pg1");
     let asked = world.now.mono;
-    let answer = Answer::Primary { timeline: 1, system_id: None };
+    let answer = Answer::Primary { timeline: 1, system_id: None, wal: None };
     world.take(Input::Answered { member: "pg1".into(), api_url: "http://old:8008/".into(), asked, answer });
     assert_eq!(world.primary(), None);
 }
@@ -487,6 +487,26 @@ fn lag_is_optime_less_what_was_replayed() {
     let lag = |member: &str| view.members[member].lag;
     assert_eq!((lag("pg1"), lag("pg2"), lag("pg3")), (Some(0), Some(100), None));
     assert!(view.members["pg2"].tag_is_true("noloadbalance"));
+}
+
+#[test]
+fn what_members_say_of_their_wal_counts_before_their_keys() {
+    let mut world = World::new();
+    world.key("leader", "pg1");
+    world.key("status", r#"{"optime":1000}"#);
+    for name in ["pg1", "pg2"] {
+        let json = format!(r#"{{"api_url":"{}","xlog_location":1000,"state":"running"}}"#, url(name));
+        world.key(&format!("members/{name}"), &json);
+    }
+    world.listed();
+    assert_eq!(world.view().members["pg2"].lag, Some(0));
+    world.answers("pg1", Answer::Primary { timeline: 1, system_id: None, wal: Some(1500) });
+    let state = "running".to_owned();
+    let replica = Answer::NotPrimary { role: "replica".into(), state, timeline: None, wal: Some(700) };
+    world.answers("pg2", replica);
+    assert_eq!(world.view().members["pg2"].lag, Some(800));
+    world.silent("pg2");
+    assert_eq!(world.view().members["pg2"].lag, Some(500), "silent: what its key says");
 }
 
 #[test]

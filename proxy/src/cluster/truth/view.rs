@@ -38,7 +38,14 @@ impl Truth {
     }
 
     fn member(&self, name: &str, key: &MemberKey) -> Member {
-        let lag = self.keys.optime.zip(key.replayed).map(|(optime, replayed)| optime.saturating_sub(replayed));
+        let said = |name: &str| self.words.get(name).and_then(|word| word.wal);
+        // Patroni writes its keys every `loop_wait`; the members' own word is as young as the last proof.
+        let leader = match &self.named {
+            Named::Member { name, .. } => said(name),
+            Named::Unknown | Named::Absent { .. } => None,
+        };
+        let written = self.keys.optime.max(leader);
+        let lag = written.zip(said(name).or(key.replayed)).map(|(written, replayed)| written.saturating_sub(replayed));
         Member {
             name: name.into(),
             role: key.role.clone(),
