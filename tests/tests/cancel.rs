@@ -183,7 +183,11 @@ fn a_client_cancels_its_query_through_another_bouncer() {
     let fleet = PEERED.get();
     let path = "/opt/tests/cancel.py";
     fleet.lab.client().write(path, include_str!("../drivers/cancel.py")).unwrap();
-    let said = fleet.lab.client().output(["python3", path, &fleet.conninfo("require"), "inside TLS"]).unwrap();
+    let said = fleet
+        .lab
+        .client()
+        .output(["timeout", "120", "python3", path, &fleet.conninfo("require"), "inside TLS"])
+        .unwrap();
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines.len(), COUNT, "{said}");
     for line in lines {

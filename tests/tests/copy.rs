@@ -39,7 +39,7 @@ impl Fleet {
     fn run(&self, interpreter: &str, file: &str, text: &str) -> Vec<String> {
         let path = format!("/opt/tests/{file}");
         self.lab.client().write(&path, text).unwrap();
-        let mut command = self.lab.client().command([interpreter, &path]);
+        let mut command = self.lab.client().command(["timeout", "120", interpreter, &path]);
         command.envs([("PGHOST", self.lab.proxy().v4().to_string()), ("PGPORT", FLEET_PORT.to_string())]);
         command.envs([("PGUSER", "app"), ("PGDATABASE", "app"), ("PGPASSWORD", APP_PASSWORD)]);
         let output = command.output().unwrap();
@@ -51,7 +51,8 @@ impl Fleet {
 
     fn psql(&self, sql: &str) -> Child {
         let conninfo = self.lab.conninfo(self.lab.proxy(), FLEET_PORT);
-        let mut psql = self.lab.client().command(["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", &conninfo, "-c", sql]);
+        let argv = ["timeout", "120", "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", &conninfo, "-c", sql];
+        let mut psql = self.lab.client().command(argv);
         psql.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
     }
 }

@@ -27,6 +27,9 @@ const AUTHORITY: &str = "/opt/tests/authority.crt";
 /// A listener whose backend is PostgreSQL itself.
 const POSTGRES_PORT: u16 = 5435;
 
+/// A driver that hangs shall fail.
+const LIMIT: &[&str] = &["timeout", "--kill-after=5", "120"];
+
 /// What a driver is asked to do, in this order.
 const STEPS: &[&str] = &[
     "connect",
@@ -81,7 +84,8 @@ impl Fleet {
         let path = format!("/opt/tests/{wire:?}/{file}");
         client.write(&path, text).unwrap();
         let mode = wire.pick("plain", "tls");
-        let mut command = client.command(interpreter.iter().copied().chain([path.as_str(), mode]));
+        let argv = LIMIT.iter().chain(interpreter).copied().chain([path.as_str(), mode]);
+        let mut command = client.command(argv);
         command.envs([("PGHOST", self.lab.proxy().v4().to_string()), ("PGPORT", FLEET_PORT.to_string())]);
         command.envs([("PGUSER", "app"), ("PGDATABASE", "app"), ("PGPASSWORD", APP_PASSWORD)]);
         command.envs([("PGSSLMODE", wire.pick("disable", "verify-full")), ("PGSSLROOTCERT", AUTHORITY)]);
@@ -177,7 +181,7 @@ fn pgjdbc_works_through_a_fleet_under_tls() {
 #[test]
 fn tokio_postgres_works_through_a_fleet() {
     let fleet = FLEET.get();
-    fleet.lab.client().on_thread(|| tokio_postgres(fleet, Wire::Plain, NoTls)).unwrap();
+    fleet.lab.client().on_thread(|| within_limit(tokio_postgres(fleet, Wire::Plain, NoTls))).unwrap();
 }
 
 #[test]
@@ -191,7 +195,7 @@ fn tokio_postgres_works_through_a_fleet_under_tls() {
         .with_root_certificates(authorities)
         .with_no_client_auth();
     let tls = MakeRustlsConnect::new(config);
-    fleet.lab.client().on_thread(|| tokio_postgres(fleet, Wire::Tls, tls)).unwrap();
+    fleet.lab.client().on_thread(|| within_limit(tokio_postgres(fleet, Wire::Tls, tls))).unwrap();
 }
 
 /// The client, and the payloads of the notifications it hears.
@@ -216,6 +220,10 @@ where
 }
 
 #[tokio::main(flavor = "current_thread")]
+async fn within_limit(work: impl Future<Output = ()>) {
+    tokio::time::timeout(Duration::from_secs(120), work).await.unwrap();
+}
+
 async fn tokio_postgres<T>(fleet: &Fleet, wire: Wire, tls: T)
 where
     T: MakeTlsConnect<tokio_postgres::Socket> + Clone,

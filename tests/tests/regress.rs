@@ -41,6 +41,9 @@ impl Bed {
     fn run(&self, server: &Host) -> Result<String> {
         let server = format!("--host={}", server.v4());
         let argv = [
+            // A script that hangs shall fail.
+            "timeout",
+            "900",
             &format!("{SUITE}/pg_regress"),
             "--bindir=/usr/lib/postgresql/17/bin",
             &format!("--inputdir={SUITE}"),
