@@ -95,13 +95,24 @@ impl Proxy {
         self.try_get(path).unwrap_or_else(|| panic!("no answer to {path}; log:\n{}", self.log()))
     }
 
+    /// The sum of a metric's samples.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.try_get_text("/metrics").unwrap();
+        let samples = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
+
     fn try_get(&self, path: &str) -> Option<Value> {
+        serde_json::from_str(&self.try_get_text(path)?).ok()
+    }
+
+    fn try_get_text(&self, path: &str) -> Option<String> {
         let mut stream = std::os::unix::net::UnixStream::connect(self.folder.path().join("admin.sock")).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: pgsplice\r\nConnection: close\r\n\r\n").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
-        serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
+        Some(answer.split_once("\r\n\r\n")?.1.to_owned())
     }
 
     /// Where the only listener (or the one named) listens.

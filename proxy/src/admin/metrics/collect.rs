@@ -99,6 +99,8 @@ fn process_wide(proxy: &Proxy, out: &mut Families<'_>) -> fmt::Result {
     out.one_gauge("pgsplice_draining", "Whether the process admits nothing new because it is to end", Some(draining))?;
     let threads = proxy.threads as u64;
     out.one_gauge("pgsplice_data_plane_threads", "Threads that serve sessions", Some(threads))?;
+    let keys = proxy.cancel_keys.len() as i64;
+    out.one_gauge("pgsplice_cancel_keys", "Cancel keys remembered", Some(keys))?;
     let dropped = log::dropped_lines();
     out.one_counter("pgsplice_log_lines_dropped", "Log lines dropped, reader too slow", Some(dropped))
 }
