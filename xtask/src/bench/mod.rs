@@ -45,9 +45,9 @@ pub struct Args {
     /// Only these
     #[arg(long, num_args = 1.., value_enum)]
     contender: Vec<Contender>,
-    /// How long to wait, before and again after each disturbed measurement, for other programs to leave the CPU
-    #[arg(long, default_value_t = 20.0, value_name = "SECONDS")]
-    patience: f64,
+    /// How long to wait, before and again after each disturbed measurement, for other programs to leave the CPU [default: 20, quick: 0]
+    #[arg(long, value_name = "SECONDS")]
+    patience: Option<f64>,
     /// Also write the figures to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -64,6 +64,8 @@ pub fn run(args: Args) -> Result<()> {
     let rounds = args.rounds.unwrap_or(if args.quick { 1 } else { 3 });
     let measured = args.seconds.unwrap_or(if args.quick { 1.5 } else { 5.0 });
     ensure!(rounds > 0 && measured > 0.0, "--rounds and --seconds must be above 0");
+    let patience = args.patience.unwrap_or(if args.quick { 0.0 } else { 20.0 });
+    ensure!(patience >= 0.0, "--patience must not be below 0");
     let time = Time { warmup: if args.quick { 0.5 } else { 1.0 }, measured };
     let workloads = chosen_workloads(&args)?;
     let contenders = if args.contender.is_empty() { Contender::ALL.to_vec() } else { args.contender.clone() };
@@ -88,7 +90,7 @@ pub fn run(args: Args) -> Result<()> {
             for turn in 0..ready.len() {
                 // Another one begins in each round and workload.
                 let contender = ready[(turn + round + number) % ready.len()];
-                let sample = undisturbed(args.patience, || workload.measure(contender, &testbed, time))?;
+                let sample = undisturbed(patience, || workload.measure(contender, &testbed, time))?;
                 eprintln!(
                     "{:4.0} s  round {}/{rounds}  {workload}, {}: {:.0} {}",
                     began.elapsed().as_secs_f64(),
