@@ -1,126 +1,119 @@
-//! A client that writes one row every 20 ms through pgsplice and remembers when it could.
+//! A prober: an application that writes a row every 20 ms, and what became of each.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::thread::JoinHandle;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
 
-use crate::lab::{Host, Lab};
+use crate::lab::Lab;
 
-const EVERY: Duration = Duration::from_millis(20);
-/// Writes in a row that make it well again.
-const WELL: usize = 10;
-
+/// One running prober; [`Prober::stop`] ends it.
 pub struct Prober {
-    shared: Arc<Shared>,
-    thread: JoinHandle<()>,
+    pub name: &'static str,
+    child: Child,
+    seen: Arc<Mutex<Seen>>,
 }
 
+/// What a prober has said so far.
 #[derive(Default)]
-struct Shared {
-    stop: AtomicBool,
-    errors: AtomicUsize,
-    in_a_row: AtomicUsize,
-    /// When each write that succeeded had succeeded.
-    written: Mutex<Vec<Instant>>,
-    /// Of the psql that runs, to end it by.
-    psql: Mutex<Option<i32>>,
+struct Seen {
+    /// In the order in which they came back.
+    acknowledged: Vec<Write>,
+    errors: Vec<(Instant, String)>,
+}
+
+struct Write {
+    at: Instant,
+    number: u64,
+    /// The address at which PostgreSQL took it.
+    primary: String,
+    timeline: u32,
 }
 
 impl Prober {
-    /// Returns when the first write has succeeded.
-    pub fn start(lab: &Lab, conninfo: &str) -> Result<Self> {
-        let shared = Arc::new(Shared::default());
-        let (writer, host, conninfo) = (shared.clone(), lab.client().clone(), conninfo.to_owned());
-        let thread = std::thread::spawn(move || {
-            while !writer.stop.load(Relaxed) {
-                // A psql whose connection is lost ends; the next one connects anew.
-                let _ = session(&host, &conninfo, &writer);
-                std::thread::sleep(EVERY);
+    /// Starts one on the client, through the given port of pgsplice.
+    pub fn start(lab: &Lab, name: &'static str, port: u16) -> Result<Self> {
+        let conninfo = lab.conninfo(lab.proxy(), port);
+        let mut command = lab.client().command(["python3", "-c", include_str!("probe.py"), &conninfo, name]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run python3")?;
+        let stdout = child.stdout.take().context("the prober has no output")?;
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let sink = seen.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                sink.lock().hear(&line);
             }
         });
-        let prober = Self { shared, thread };
-        crate::lab::until("the first write", Duration::from_secs(10), || prober.is_well())?;
-        Ok(prober)
+        Ok(Self { name, child, seen })
     }
 
-    pub fn errors(&self) -> usize {
-        self.shared.errors.load(Relaxed)
-    }
-
-    /// Whether writes succeed, one after the other, up to now.
-    pub fn is_well(&self) -> bool {
-        let last = self.shared.written.lock().last().copied();
-        self.shared.in_a_row.load(Relaxed) >= WELL
-            && last.is_some_and(|last| last.elapsed() < Duration::from_millis(500))
-    }
-
-    /// The longest time between two writes that followed each other, the later one after `since`.
-    pub fn longest_gap_since(&self, since: Instant) -> Duration {
-        let written = self.shared.written.lock();
-        let pairs = written.windows(2).filter(|pair| pair[1] > since);
-        pairs.map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
-    }
-
-    pub fn stop(self) -> Result<()> {
-        self.shared.stop.store(true, Relaxed);
-        if let Some(pid) = *self.shared.psql.lock() {
-            // SAFETY: plain system call; the pid stands here only until its process was waited for.
-            unsafe { libc::kill(pid, libc::SIGTERM) };
+    /// The longest time without an acknowledged write between two moments, and the number of errors in it.
+    pub fn gap(&self, from: Instant, to: Instant) -> (Duration, usize) {
+        let seen = self.seen.lock();
+        let within = |at: Instant| (from..to).contains(&at);
+        let mut last = from;
+        let mut longest = Duration::ZERO;
+        for write in seen.acknowledged.iter().filter(|write| within(write.at)) {
+            longest = longest.max(write.at - last);
+            last = write.at;
         }
-        self.thread.join().map_err(|_| anyhow::anyhow!("the prober panicked"))
+        longest = longest.max(to - last);
+        (longest, seen.errors.iter().filter(|(at, _)| within(*at)).count())
+    }
+
+    /// How long ago the last write was acknowledged; None before the first.
+    pub fn silence(&self) -> Option<Duration> {
+        self.seen.lock().acknowledged.last().map(|write| write.at.elapsed())
+    }
+
+    /// The address of the PostgreSQL that took the last write.
+    pub fn primary(&self) -> Option<String> {
+        self.seen.lock().acknowledged.last().map(|write| write.primary.clone())
+    }
+
+    /// The timeline of the last write; 0 before the first.
+    pub fn timeline(&self) -> u32 {
+        self.seen.lock().acknowledged.last().map_or(0, |write| write.timeline)
+    }
+
+    /// The numbers of the rows that were acknowledged up to then.
+    pub fn acknowledged(&self, then: Instant) -> BTreeSet<u64> {
+        self.seen.lock().acknowledged.iter().filter(|write| write.at <= then).map(|write| write.number).collect()
+    }
+
+    /// Each error's words and how often they came.
+    pub fn errors(&self) -> BTreeMap<String, usize> {
+        let mut errors = BTreeMap::new();
+        for (_, said) in &self.seen.lock().errors {
+            *errors.entry(said.clone()).or_default() += 1;
+        }
+        errors
+    }
+
+    pub fn stop(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
     }
 }
 
-/// One psql until its connection is lost.
-fn session(host: &Host, conninfo: &str, shared: &Shared) -> Result<()> {
-    let mut command = host.command(["psql", "-XAtq", conninfo]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    *shared.psql.lock() = Some(child.id() as i32);
-    let pipes = pipes(&mut child);
-    let result = pipes.and_then(|(stdin, stdout)| write_rows(stdin, stdout, shared));
-    child.kill()?;
-    *shared.psql.lock() = None;
-    child.wait()?;
-    result
-}
-
-fn pipes(child: &mut Child) -> Result<(ChildStdin, BufReader<ChildStdout>)> {
-    let stdin = child.stdin.take().context("no input")?;
-    Ok((stdin, BufReader::new(child.stdout.take().context("no output")?)))
-}
-
-fn write_rows(mut stdin: ChildStdin, mut stdout: BufReader<ChildStdout>, shared: &Shared) -> Result<()> {
-    let mut next = Instant::now();
-    while !shared.stop.load(Relaxed) {
-        let asked = writeln!(stdin, "INSERT INTO probe VALUES (clock_timestamp()) RETURNING 'written';\n\\echo done");
-        let mut done = false;
-        let mut written = false;
-        while asked.is_ok() && !done {
-            let mut line = String::new();
-            if stdout.read_line(&mut line)? == 0 {
-                break;
-            }
-            written |= line.trim_end() == "written";
-            done = line.trim_end() == "done";
+impl Seen {
+    fn hear(&mut self, line: &str) {
+        let at = Instant::now();
+        let mut words = line.splitn(3, ' ');
+        let (Some(what), Some(number), Some(rest)) = (words.next(), words.next(), words.next()) else { return };
+        let write = || {
+            let (primary, timeline) = rest.split_once(' ')?;
+            Some(Write { at, number: number.parse().ok()?, primary: primary.into(), timeline: timeline.parse().ok()? })
+        };
+        match write() {
+            Some(write) if what == "ok" => self.acknowledged.push(write),
+            _ => self.errors.push((at, rest.to_owned())),
         }
-        if written {
-            shared.written.lock().push(Instant::now());
-            shared.in_a_row.fetch_add(1, Relaxed);
-        } else if !shared.stop.load(Relaxed) {
-            shared.errors.fetch_add(1, Relaxed);
-            shared.in_a_row.store(0, Relaxed);
-        }
-        if !done {
-            anyhow::bail!("the connection is lost");
-        }
-        next = (next + EVERY).max(Instant::now());
-        std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
-    Ok(())
 }

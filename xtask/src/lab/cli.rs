@@ -9,7 +9,9 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::cluster::{APP_PASSWORD, FLEET_PORT, Lab, LabSpec, Member, NODE_LOCAL_PORT, Proxy, REPLICA_PORT};
+use super::cluster::{
+    APP_PASSWORD, BOUNCER_PORT, FLEET_PORT, Lab, LabSpec, Member, NODE_LOCAL_PORT, Proxy, REPLICA_PORT,
+};
 use super::{Net, interrupt, state};
 
 /// What the command line of `cargo xtask lab` takes.
@@ -146,14 +148,23 @@ fn up(id: &str, options: &Up) -> Result<()> {
     interrupt::remove_labs_and_exit()?;
     let lab = Lab::up(&spec, say)?;
     lab.net.detach()?;
-    let lab = if std::env::var("PGSPLICE_LAB").is_ok() { String::new() } else { format!(" --id {id}") };
-    let lab = if id == default_id() { String::new() } else { lab };
-    println!("
-The lab is up, and stays up until `cargo xtask lab{lab} down`. From its client, through pgsplice:
-    to the primary, through the fleet:        cargo xtask lab{lab} exec client psql postgres://app:{APP_PASSWORD}@proxy1:{FLEET_PORT}/app
-    to a replica:                             cargo xtask lab{lab} exec client psql postgres://app:{APP_PASSWORD}@proxy1:{REPLICA_PORT}/app
-    to the primary, through its own PgBouncer: cargo xtask lab{lab} exec client psql postgres://app:{APP_PASSWORD}@proxy1:{NODE_LOCAL_PORT}/app
-What runs: cargo xtask lab{lab} status. What it wrote: cargo xtask lab{lab} logs HOST.");
+    let own = if id == default_id() { String::new() } else { format!(" --id {id}") };
+    let own = format!("cargo xtask lab{own}");
+    println!("\nThe lab is up, and stays up until `{own} down`. From its client:");
+    let (static_fleet, bouncer, proxy) = (options.static_fleet, ("bouncer1", BOUNCER_PORT), "proxy1");
+    let ways: &[(&str, (&str, u16))] = match (options.no_pgsplice, static_fleet) {
+        (true, _) => &[("the primary, past pgsplice", bouncer)],
+        (false, true) => &[("PostgreSQL", (proxy, FLEET_PORT))],
+        (false, false) => &[
+            ("the primary, through the fleet", (proxy, FLEET_PORT)),
+            ("a replica", (proxy, REPLICA_PORT)),
+            ("the primary, through the PgBouncer on its own host", (proxy, NODE_LOCAL_PORT)),
+        ],
+    };
+    for (what, (host, port)) in ways {
+        println!("  {what}:\n    {own} exec client psql postgres://app:{APP_PASSWORD}@{host}:{port}/app");
+    }
+    println!("What runs: {own} status. What it wrote: {own} logs HOST.");
     Ok(())
 }
 
