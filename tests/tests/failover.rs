@@ -165,6 +165,7 @@ fn the_death_of_the_primary_ends_with_writes_on_the_next() {
         .unwrap();
     }
     let mut idle = Psql::connect(&lab, FLEET_PORT);
+    let mut local = Psql::connect(&lab, NODE_LOCAL_PORT);
     lab.kill_postgres(lab.host(&old), true).unwrap();
     let begun = Instant::now();
     let write = || lab.sql(lab.proxy(), FLEET_PORT, "INSERT INTO ledger VALUES (1)");
@@ -175,6 +176,11 @@ fn the_death_of_the_primary_ends_with_writes_on_the_next() {
         until_ok("the role", SOON, || lab.superuser_sql(lab.host(&new), "SELECT pg_is_in_recovery()")).unwrap();
     assert_eq!(written, "f");
     assert_eq!(idle.ask("SELECT 'still here'").as_deref(), Some("still here"), "an idle client's connection stays");
+    // The dead one's member key ran out with its leader key: its sessions must not be forgotten with it, for its
+    // PgBouncer lives and would let them wait, or, had only Patroni died, write.
+    let asked = Instant::now();
+    assert_eq!(local.ask("SELECT 1"), None, "a session at the old primary's own PgBouncer is cut");
+    assert!(asked.elapsed() < SOON, "it took {:?}", asked.elapsed());
 }
 
 #[test]

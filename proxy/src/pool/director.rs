@@ -49,11 +49,14 @@ async fn direct(
 ) {
     let prober = Prober::start(pool.clone());
     let mut known = None;
+    let mut departed = Vec::new();
     loop {
         let now = view.as_mut().map(|view| view.borrow_and_update().clone());
+        let before = pool.backends.load_full();
         renew(&pool, &resolved, now.as_deref(), &prober, &mut known);
+        depart(&mut departed, &before, &pool);
         loop {
-            let cutting = now.as_deref().is_some_and(|view| cut(&pool, view, &proxy));
+            let cutting = now.as_deref().is_some_and(|view| cut(&pool, &departed, view, &proxy));
             tokio::select! {
                 () = pool.touched() => break,
                 () = changed(&mut view) => break,
@@ -110,22 +113,27 @@ fn renew(
     pool.queue.wake_all();
 }
 
+/// Keeps the backends that left the pool and still have sessions: a dead Patroni's member key runs out together with its
+/// leader key, and the sessions at its node are the ones that must be cut when another leads.
+fn depart(departed: &mut Vec<Arc<Backend>>, before: &[Arc<Backend>], pool: &Pool) {
+    let now = pool.backends.load();
+    departed.extend(before.iter().filter(|one| !now.iter().any(|other| Arc::ptr_eq(one, other))).cloned());
+    departed.retain(|one| one.sessions() > 0);
+}
+
 /// Cuts what the view wants cut. Whether there may be more to come.
-fn cut(pool: &Pool, view: &ClusterView, proxy: &Weak<Proxy>) -> bool {
+fn cut(pool: &Pool, departed: &[Arc<Backend>], view: &ClusterView, proxy: &Weak<Proxy>) -> bool {
     let config = pool.config.load();
     match &config.source {
         BackendSource::NodeLocal { rule, .. } if rule.role == Role::Primary => {}
         // In a fleet the agents move the PgBouncers' server connections, and the clients stay.
         _ => return false,
     }
-    let members = pool.members.load();
     let backends = pool.backends.load();
     let mut any = false;
-    for (member, why) in &view.cut {
-        let Some(named) = members.iter().find(|named| named.name == *member) else { continue };
-        let Some(backend) = backends.iter().find(|one| one.address == named.address && one.sessions() > 0) else {
-            continue;
-        };
+    for backend in backends.iter().chain(departed).filter(|one| one.sessions() > 0) {
+        // A node-local backend has the name of its member.
+        let Some(why) = view.cut.get(&backend.name) else { continue };
         any = true;
         let Some(proxy) = proxy.upgrade() else { return false };
         let cut = proxy.cut_at(backend, Termination::Demoted);
