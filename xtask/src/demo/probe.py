@@ -27,7 +27,7 @@ while True:
         print("ok", number, *row, flush=True)
     except psycopg.Error as error:
         said = str(error).strip().splitlines()
-        print("error", number, said[-1] if said else type(error).__name__, flush=True)
+        print("error", number, said[0] if said else type(error).__name__, flush=True)
         if connection is not None and connection.broken:
             connection.close()
             connection = None

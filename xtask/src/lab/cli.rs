@@ -133,8 +133,10 @@ pub fn say(what: &str, after: std::time::Duration) {
 }
 
 fn up(id: &str, options: &Up) -> Result<()> {
+    let own = if id == default_id() { String::new() } else { format!(" --id {id}") };
+    let own = format!("cargo xtask lab{own}");
     if Net::attach(id).is_ok() {
-        println!("lab: {id} is up already; cargo xtask lab down ends it");
+        println!("lab: {id} is up already; {own} down ends it");
         return status(id, false);
     }
     let mut spec = if options.static_fleet { LabSpec::static_fleet(id) } else { LabSpec::full(id) };
@@ -148,8 +150,6 @@ fn up(id: &str, options: &Up) -> Result<()> {
     interrupt::remove_labs_and_exit()?;
     let lab = Lab::up(&spec, say)?;
     lab.net.detach()?;
-    let own = if id == default_id() { String::new() } else { format!(" --id {id}") };
-    let own = format!("cargo xtask lab{own}");
     println!("\nThe lab is up, and stays up until `{own} down`. From its client:");
     let (static_fleet, bouncer, proxy) = (options.static_fleet, ("bouncer1", BOUNCER_PORT), "proxy1");
     let ways: &[(&str, (&str, u16))] = match (options.no_pgsplice, static_fleet) {
