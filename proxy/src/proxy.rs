@@ -61,6 +61,8 @@ pub struct Listener {
     pub config: ArcSwap<config::Listener>,
     /// The addresses really bound (a configured port 0 is resolved here).
     pub bound: Vec<SocketAddr>,
+    /// The socket options that accepted sockets inherit from the listening ones.
+    pub inherited: config::Tcp,
     pub counters: ListenerCounters,
     /// Sessions now, from accept to end.
     pub live: AtomicU32,
@@ -370,7 +372,7 @@ impl Proxy {
             }
             let mut address = address;
             for sockets in &mut by_thread {
-                let socket = worker::bind(address, listener.backlog).map_err(blame)?;
+                let socket = worker::bind(address, listener.backlog, &listener.tcp).map_err(blame)?;
                 address = socket.local_addr().map_err(blame)?;
                 sockets.push(socket);
             }
@@ -433,6 +435,7 @@ impl Proxy {
                         name: name.clone(),
                         config: ArcSwap::from_pointee(config.clone()),
                         bound,
+                        inherited: config.tcp.clone(),
                         counters: ListenerCounters::default(),
                         live: AtomicU32::new(0),
                     });

@@ -55,11 +55,15 @@ pub(crate) fn drain_queue(worker: &Rc<Worker>, listener: &Arc<Listener>, socket:
 fn admit(worker: &Rc<Worker>, listener: &Arc<Listener>, stream: TcpStream, peer: SocketAddr) {
     listener.counters.accepted.fetch_add(1, Relaxed);
     let client = Leg::new(stream, peer);
-    if let Err(error) = client.tune(&listener.config.load().tcp) {
+    // What the listening socket has set is inherited; a reload may have changed it since.
+    let config = listener.config.load();
+    if config.tcp != listener.inherited
+        && let Err(error) = client.tune(&config.tcp)
+    {
         // The client is gone already, or the kernel lacks an option; neither is a reason to refuse it.
         tracing::debug!(client = %peer, "socket options: {error}");
     }
-    let Some(pool) = worker.proxy.pools.load().get(&listener.config.load().pool).cloned() else {
+    let Some(pool) = worker.proxy.pools.load().get(&config.pool).cloned() else {
         tracing::error!(listener = listener.name, "its pool does not exist");
         listener.counters.count_end(Termination::Resource);
         return;

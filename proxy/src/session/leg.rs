@@ -79,20 +79,20 @@ impl Leg {
     }
 }
 
-/// Socket options of either leg; zero durations leave the kernel's default (no keepalive, its own user timeout).
+/// Socket options of either leg; zero durations mean no keepalive and the kernel's own user timeout.
 pub fn tune(socket: SockRef<'_>, tcp: &config::Tcp) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    if !tcp.keepalive_idle.is_zero() {
+    if tcp.keepalive_idle.is_zero() {
+        socket.set_keepalive(false)?;
+    } else {
         let keepalive = TcpKeepalive::new()
             .with_time(tcp.keepalive_idle)
             .with_interval(tcp.keepalive_interval)
             .with_retries(tcp.keepalive_count);
         socket.set_tcp_keepalive(&keepalive)?;
     }
-    if !tcp.user_timeout.is_zero() {
-        socket.set_tcp_user_timeout(Some(tcp.user_timeout))?;
-    }
-    Ok(())
+    // Zero is the kernel's own.
+    socket.set_tcp_user_timeout(Some(tcp.user_timeout))
 }
 
 /// The spare capacity behind what a buffer holds, as the target of a read.

@@ -13,7 +13,8 @@ use socket2::SockRef;
 use tokio::sync::{mpsc, oneshot};
 
 use super::bounds::Cut;
-use super::{SessionId, Termination, accept};
+use super::{SessionId, Termination, accept, leg};
+use crate::config;
 use crate::proxy::{Listener, Proxy};
 use crate::splice::relay::Relay;
 
@@ -153,9 +154,12 @@ impl Worker {
 }
 
 /// One listening socket of those that share `address` by SO_REUSEPORT, one a thread.
-pub fn bind(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
+///
+/// Accepted sockets inherit the options of `tcp` (tcp(7), socket(7)): six system calls less a session.
+pub fn bind(address: SocketAddr, backlog: i32, tcp: &config::Tcp) -> io::Result<TcpListener> {
     let socket = listening_socket(address)?;
     socket.set_reuse_port(true)?;
+    leg::tune(SockRef::from(&socket), tcp)?;
     socket.bind(&address.into())?;
     socket.listen(backlog)?;
     Ok(socket.into())

@@ -188,15 +188,16 @@ impl Engine {
         }
         match result {
             0 => {
+                session.last_active = now;
+                if let Some(reason) = session.end_of(side, now) {
+                    // The close that follows says it to the sink.
+                    return self.end(index, reason);
+                }
                 let sink = session.fd(side.other());
                 // SAFETY: plain system call on a descriptor that stays open until the job has ended.
                 // ENOTCONN: the sink was reset, which its own direction will report.
                 unsafe { libc::shutdown(sink, libc::SHUT_WR) };
-                session.last_active = now;
-                match session.end_of(side, now) {
-                    Some(reason) => self.end(index, reason),
-                    None => Ok(()),
-                }
+                Ok(())
             }
             length if length > 0 => {
                 session.last_active = now;
