@@ -63,9 +63,10 @@ pub struct Listener {
     pub bound: Vec<SocketAddr>,
     /// The socket options that accepted sockets inherit from the listening ones.
     pub inherited: config::Tcp,
-    pub counters: ListenerCounters,
-    /// Sessions now, from accept to end.
-    pub live: AtomicU32,
+    /// Shared with the listener of this name that it replaced, as is `live`.
+    pub counters: Arc<ListenerCounters>,
+    /// Sessions now, from accept to end: silent connections count.
+    pub live: Arc<AtomicU32>,
 }
 
 /// Since start; only ever grow.
@@ -88,8 +89,8 @@ impl ListenerCounters {
 }
 
 impl Listener {
-    /// Whether this session is one too many.
-    pub fn is_over_limit(&self, _session: &SessionRecord) -> bool {
+    /// Whether one session too many lives; whoever asks counts.
+    pub fn is_over_limit(&self) -> bool {
         let limit = self.config.load().max_sessions;
         limit != 0 && self.live.load(Relaxed) > limit
     }
@@ -120,6 +121,8 @@ pub enum ApplyError {
     Bind { place: String, problem: String },
     #[error("{place}cannot resolve {address}: {error}")]
     Resolve { place: String, address: String, error: String },
+    #[error("{place}{} and {} are both {address}; expected a backend once", .names[0], .names[1])]
+    SameAddress { place: String, names: [String; 2], address: SocketAddr },
     #[error(transparent)]
     Guard(#[from] GuardError),
     #[error("data-plane thread {thread} did not start: {error}")]
@@ -263,6 +266,9 @@ impl Proxy {
         let deny = std::mem::take(&mut new.guard.deny);
         new.guard = config::Guard { deny, ..old.guard.clone() };
         let prepared = self.prepare(&new).await.map_err(|error| error.to_string())?;
+        if self.lifecycle() == Lifecycle::Draining {
+            return Err("the proxy is draining".into());
+        }
         if let (true, Some(log)) = (diff.log, &*self.log.lock()) {
             log.reconfigure(&new.log).map_err(|error| error.to_string())?;
         }
@@ -294,6 +300,11 @@ impl Proxy {
     pub async fn drain(&self, limit: Duration) -> usize {
         self.draining.store(true, Relaxed);
         self.stop_listening(None).await;
+        // A reload that was past its check may have opened listeners since; it holds the lock until it is done.
+        if self.control.try_lock().is_err() {
+            drop(self.control.lock().await);
+            self.stop_listening(None).await;
+        }
         let deadline = tokio::time::Instant::now() + limit;
         let over = async {
             while !self.registry.is_empty() {
@@ -322,15 +333,25 @@ impl Proxy {
         let mut prepared = Prepared::default();
         for (name, pool) in &config.pools {
             let BackendSource::Static(entries) = &pool.source else { continue };
-            let mut resolved = Vec::new();
+            let mut resolved: Vec<(BackendConfig, SocketAddr)> = Vec::new();
             for entry in entries {
-                resolved.push((entry.clone(), resolve(config, name, entry).await?));
+                let address = resolve(config, name, entry).await?;
+                if let Some((other, _)) = resolved.iter().find(|(_, known)| *known == address) {
+                    let place = config.origin.blame(&format!("pool.{name}.backend"));
+                    let names = [entry, other].map(|one: &BackendConfig| one.name.clone());
+                    return Err(ApplyError::SameAddress { place, names, address });
+                }
+                resolved.push((entry.clone(), address));
             }
             prepared.resolved.insert(name.clone(), resolved);
         }
         let running = self.listeners.load();
         for (name, listener) in &config.listeners {
-            if running.get(name).is_some_and(|running| running.config.load().bind == listener.bind) {
+            let stays = |running: &Arc<Listener>| {
+                let now = running.config.load();
+                now.bind == listener.bind && now.backlog == listener.backlog
+            };
+            if running.get(name).is_some_and(stays) {
                 continue;
             }
             let ours: Vec<SocketAddr> = running.values().flat_map(|running| running.bound.clone()).collect();
@@ -408,14 +429,30 @@ impl Proxy {
                 }
             };
             let resolved = prepared.resolved.remove(name).unwrap_or_default();
-            let director = Director::start(pool.clone(), resolved, view, Arc::downgrade(self));
-            control.directors.insert(name.clone(), director);
+            let same_cluster = match &config.source {
+                BackendSource::Static(_) => true,
+                BackendSource::Fleet { cluster } | BackendSource::NodeLocal { cluster, .. } => {
+                    new.clusters.get(cluster) == old.clusters.get(cluster)
+                }
+            };
+            // One that would do the same goes on: its probes keep their counts.
+            let stays = same_cluster
+                && old.pools.get(name) == Some(config)
+                && control.directors.get(name).is_some_and(|director| director.resolved == resolved);
+            if !stays {
+                let director = Director::start(pool.clone(), resolved, view, Arc::downgrade(self));
+                control.directors.insert(name.clone(), director);
+            }
             pools.insert(name.clone(), pool);
         }
         control.directors.retain(|name, _| pools.contains_key(name));
         self.clusters.store(Arc::new(views));
-        self.pools.store(Arc::new(pools));
+        // A listener looks its pool up by name: the old pools stay until no listener has their names any more.
+        let mut both = BTreeMap::clone(&running);
+        both.extend(pools.clone());
+        self.pools.store(Arc::new(both));
         self.commit_listeners(&new, prepared).await;
+        self.pools.store(Arc::new(pools));
         self.config.store(Arc::new(new));
     }
 
@@ -436,8 +473,8 @@ impl Proxy {
                         config: ArcSwap::from_pointee(config.clone()),
                         bound,
                         inherited: config.tcp.clone(),
-                        counters: ListenerCounters::default(),
-                        live: AtomicU32::new(0),
+                        counters: same.map(|one| one.counters.clone()).unwrap_or_default(),
+                        live: same.map(|one| one.live.clone()).unwrap_or_default(),
                     });
                     // The new sockets accept before the old ones stop: an address that stays is never unattended.
                     self.start_listening(&listener, by_thread);

@@ -123,7 +123,8 @@ fn a_client_that_stops_reading_stops_the_backend_and_loses_nothing() {
     // Four kernel socket buffers and one chunk of ours lie between the two.
     assert!(stopped_at < TOTAL / 2, "the backend could write {stopped_at} bytes to a client that reads none");
     let grown = proxy.resident().saturating_sub(before);
-    assert!(grown < 2 << 20, "one stuck session took {grown} bytes of user memory");
+    // The ring's own 2 MiB are touched for the first time here.
+    assert!(grown < 6 << 20, "one stuck session took {grown} bytes of user memory");
     let mut at = 0;
     let mut buffer = vec![0; 50_000];
     while at < TOTAL {
@@ -496,8 +497,51 @@ fn a_backend_that_hangs_in_the_handshake_is_ended_by_the_time_limit() {
     proxy.wait_candidates(1);
     let mut client = proxy.connect();
     client.write_all(&startup("alice")).unwrap();
-    assert!(read_to_end(&mut client).0.is_empty());
+    let error = error_fields(&read_to_end(&mut client).0);
+    assert_eq!(error[&'M'], format!("backend {0} of pool p did not answer within 300ms", backend.address));
     proxy.wait_ended("handshake-timeout", 1);
+}
+
+#[test]
+fn a_backend_that_accepts_and_never_answers_a_request_for_encryption_is_passed_over() {
+    let mute = Backend::start(|mut stream| {
+        read_startup(&mut stream);
+        std::thread::sleep(PATIENCE);
+    });
+    let alive = Backend::start(|mut stream| {
+        read_startup(&mut stream).unwrap();
+        stream.write_all(b"S").unwrap();
+        echo(stream);
+    });
+    let proxy = Proxy::between(&[mute.address, alive.address], &format!("{NO_PROBE}\nbalance = \"first\""), "");
+    proxy.wait_candidates(2);
+    let mut client = proxy.connect();
+    client.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).unwrap();
+    let mut answer = [0; 1];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!((&answer, mute.served()), (b"S", 1));
+}
+
+#[test]
+fn a_full_listener_still_cancels() {
+    let (heard, hears) = mpsc::channel();
+    let backend = Backend::start(move |mut stream| {
+        let packet = read_startup(&mut stream).unwrap();
+        if packet[..4] == 80_877_102u32.to_be_bytes() {
+            heard.send(packet).unwrap();
+            return;
+        }
+        stream.write_all(&login_reply()).unwrap();
+        echo(stream);
+    });
+    let proxy = Proxy::between(&[backend.address], NO_PROBE, "max_sessions = 1");
+    proxy.wait_candidates(1);
+    let mut first = proxy.connect();
+    log_in(&mut first);
+    let mut cancel = proxy.connect();
+    cancel.write_all(&[0, 0, 0, 16, 4, 210, 22, 46, 0, 0, 0, 7, 1, 2, 3, 4]).unwrap();
+    assert_eq!(hears.recv_timeout(PATIENCE).unwrap()[4..], [0, 0, 0, 7, 1, 2, 3, 4]);
+    proxy.wait_ended("cancel-delivered", 1);
 }
 
 #[test]

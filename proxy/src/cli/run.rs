@@ -96,8 +96,10 @@ async fn control(source: Option<Source>, config: Config, log: crate::log::Log) -
     loop {
         tokio::select! {
             _ = hangup.recv() => {
-                // What it did or refused is in the log.
-                let _ = proxy.reload().await;
+                // In a task of its own: it resolves names, and a signal to end must not wait for that. What it did or
+                // refused is in the log.
+                let proxy = proxy.clone();
+                tokio::spawn(async move { drop(proxy.reload().await) });
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,

@@ -23,7 +23,7 @@ pub struct ClusterView {
     pub members: BTreeMap<String, Member>,
     /// The agents' registry, by bouncer name.
     pub bouncers: BTreeMap<String, Bouncer>,
-    /// Members whose sessions in a primary pool must be cut, with the reason. See "Cut" in docs/architecture.md.
+    /// Members whose sessions in a primary pool must be cut, with the reason. See "Cut" in docs/cluster.md.
     pub cut: BTreeMap<String, String>,
 }
 

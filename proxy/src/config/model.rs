@@ -381,7 +381,7 @@ impl Default for Tcp {
             keepalive_idle: Duration::from_secs(60),
             keepalive_interval: Duration::from_secs(10),
             keepalive_count: 6,
-            user_timeout: Duration::from_secs(60),
+            user_timeout: Duration::ZERO,
         }
     }
 }

@@ -21,11 +21,15 @@ const CUT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Directs its pool until it is dropped; the pool keeps its last lists then.
 #[derive(Debug)]
-pub struct Director(AbortHandle);
+pub struct Director {
+    task: AbortHandle,
+    /// The pool's static entries with their addresses.
+    pub resolved: Vec<(BackendConfig, SocketAddr)>,
+}
 
 impl Drop for Director {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -37,7 +41,8 @@ impl Director {
         view: Option<watch::Receiver<Arc<ClusterView>>>,
         proxy: Weak<Proxy>,
     ) -> Self {
-        Self(tokio::spawn(direct(pool, resolved, view, proxy)).abort_handle())
+        let task = tokio::spawn(direct(pool, resolved.clone(), view, proxy)).abort_handle();
+        Self { task, resolved }
     }
 }
 
@@ -49,14 +54,11 @@ async fn direct(
 ) {
     let prober = Prober::start(pool.clone());
     let mut known = None;
-    let mut departed = Vec::new();
     loop {
         let now = view.as_mut().map(|view| view.borrow_and_update().clone());
-        let before = pool.backends.load_full();
         renew(&pool, &resolved, now.as_deref(), &prober, &mut known);
-        depart(&mut departed, &before, &pool);
         loop {
-            let cutting = now.as_deref().is_some_and(|view| cut(&pool, &departed, view, &proxy));
+            let cutting = now.as_deref().is_some_and(|view| cut(&pool, view, &proxy));
             tokio::select! {
                 () = pool.touched() => break,
                 () = changed(&mut view) => break,
@@ -87,13 +89,20 @@ fn renew(
     let config = pool.config.load_full();
     let members = eligibility::members(&config, resolved, view);
     let before = pool.backends.load_full();
+    let mut departed = pool.departed.lock();
     let backends: Vec<Arc<Backend>> = members
         .iter()
         .map(|named| {
-            let same = before.iter().find(|one| one.address == named.address && one.name == named.name);
+            let same =
+                before.iter().chain(departed.iter()).find(|one| one.address == named.address && one.name == named.name);
             same.cloned().unwrap_or_else(|| Arc::new(Backend::new(&pool.name, &named.name, named.address)))
         })
         .collect();
+    // A dead Patroni's member key runs out together with its leader key, and the sessions at its node are the ones that
+    // must be cut when another leads: what left the pool is remembered as long as it has any.
+    departed.extend(before.iter().cloned());
+    departed.retain(|one| one.sessions() > 0 && !backends.iter().any(|other| Arc::ptr_eq(one, other)));
+    drop(departed);
     let candidates = eligibility::candidates(&config, &members, &backends, view);
     pool.members.store(Arc::new(members));
     pool.backends.store(Arc::new(backends));
@@ -113,16 +122,8 @@ fn renew(
     pool.queue.wake_all();
 }
 
-/// Keeps the backends that left the pool and still have sessions: a dead Patroni's member key runs out together with its
-/// leader key, and the sessions at its node are the ones that must be cut when another leads.
-fn depart(departed: &mut Vec<Arc<Backend>>, before: &[Arc<Backend>], pool: &Pool) {
-    let now = pool.backends.load();
-    departed.extend(before.iter().filter(|one| !now.iter().any(|other| Arc::ptr_eq(one, other))).cloned());
-    departed.retain(|one| one.sessions() > 0);
-}
-
 /// Cuts what the view wants cut. Whether there may be more to come.
-fn cut(pool: &Pool, departed: &[Arc<Backend>], view: &ClusterView, proxy: &Weak<Proxy>) -> bool {
+fn cut(pool: &Pool, view: &ClusterView, proxy: &Weak<Proxy>) -> bool {
     let config = pool.config.load();
     match &config.source {
         BackendSource::NodeLocal { rule, .. } if rule.role == Role::Primary => {}
@@ -130,8 +131,9 @@ fn cut(pool: &Pool, departed: &[Arc<Backend>], view: &ClusterView, proxy: &Weak<
         _ => return false,
     }
     let backends = pool.backends.load();
+    let departed = pool.departed.lock().clone();
     let mut any = false;
-    for backend in backends.iter().chain(departed).filter(|one| one.sessions() > 0) {
+    for backend in backends.iter().chain(&departed).filter(|one| one.sessions() > 0) {
         // A node-local backend has the name of its member.
         let Some(why) = view.cut.get(&backend.name) else { continue };
         any = true;

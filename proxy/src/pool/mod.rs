@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub use backend::*;
@@ -28,6 +29,8 @@ pub struct Pool {
     pub config: ArcSwap<config::Pool>,
     /// Everyone the pool knows, eligible or not.
     pub backends: ArcSwap<Vec<Arc<Backend>>>,
+    /// Those that left it and still have sessions.
+    pub departed: Mutex<Vec<Arc<Backend>>>,
     /// What configuration and cluster say of each of them, before health is asked.
     pub members: ArcSwap<Vec<eligibility::Named>>,
     /// Who may be given a new session now.
@@ -83,6 +86,7 @@ impl Pool {
             name: name.into(),
             config: ArcSwap::from_pointee(config),
             backends: ArcSwap::default(),
+            departed: Mutex::default(),
             members: ArcSwap::default(),
             candidates: ArcSwap::from_pointee(Candidates { why_empty: "starting".into(), ..Candidates::default() }),
             queue: Queue::default(),

@@ -17,22 +17,22 @@ use crate::pool::Pool;
 /// the close (as libpq does) knows the cancel was taken.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
-/// Cancels under way in the process. Each may open a connection to every backend: without a bound, a flood of made-up
+/// Cancels of unknown owners under way in the process. Each opens a connection to every backend: without a bound, a flood of made-up
 /// keys would be multiplied by the fleet.
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 const MOST_UNDER_WAY: usize = 256;
 
 pub(crate) async fn deliver(session: &Session, packet: &[u8]) -> Termination {
-    let Some(_slot) = Slot::take() else {
-        tracing::warn!(client = %session.record.client, "cancel refused: {MOST_UNDER_WAY} are under way");
-        return Termination::CancelFailed;
-    };
     let owner = owner(session, packet);
     if let Some(owner) = owner
         && send(session, vec![owner], packet).await
     {
         return Termination::CancelDelivered;
     }
+    let Some(_slot) = Slot::take() else {
+        tracing::warn!(client = %session.record.client, "cancel refused: {MOST_UNDER_WAY} are asking every backend");
+        return Termination::CancelFailed;
+    };
     // Unknown owner, or one that does not answer; with peering any PgBouncer passes it on.
     let others =
         session.pool.members.load().iter().map(|named| named.address).filter(|at| Some(*at) != owner).collect();

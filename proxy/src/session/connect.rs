@@ -22,6 +22,9 @@ use crate::health::passive;
 use crate::pg::startup::FirstPacket;
 use crate::pool::Place;
 
+/// How long a backend may think about an SSLRequest or GSSENCRequest before another is tried.
+const ANSWER_LIMIT: std::time::Duration = std::time::Duration::from_secs(3);
+
 /// A backend leg and its place, with the first bytes it answered (none under direct TLS, where we do not wait).
 pub(crate) struct Reached {
     pub place: PlaceGuard,
@@ -78,7 +81,19 @@ pub(crate) async fn reach(session: &Session, client: &Leg, opening: &Opening) ->
                 reached.place.backend().counters.sessions.fetch_add(1, Relaxed);
                 return Ok(reached);
             }
+            Err(Attempt::Ended(Termination::HandshakeTimeout)) => {
+                let (at, limit) = (session.record.details().backend, session.pool.config.load().timeouts.handshake);
+                let name = at.map(|backend| backend.name.clone()).unwrap_or_default();
+                let why = format!("backend {name} of pool {} did not answer within {limit:?}", session.pool.name);
+                return Err(Failed { reason: Termination::HandshakeTimeout, why });
+            }
             Err(Attempt::Ended(reason)) => return Err(reason.into()),
+            // It is this host that lacks something; no backend is to blame, and another would fail alike.
+            Err(Attempt::Failed(_, error)) if is_local(&error) => {
+                tracing::warn!(session = %session.record.id, "no connect: {error}");
+                let why = format!("the proxy cannot connect to a backend of pool {}: {error}", session.pool.name);
+                return Err(Failed { reason: Termination::Resource, why });
+            }
             Err(Attempt::Failed(place, error)) => {
                 connecting += started.elapsed();
                 let backend = place.backend();
@@ -142,19 +157,34 @@ async fn attempt(
             _ => Ok(()),
         }
     };
+    // PostgreSQL and PgBouncer answer a request for encryption at once; a login may wait for a server connection.
+    let prompt = matches!(opening.packet, FirstPacket::Ssl | FirstPacket::GssEnc);
+    let limit = if prompt { config.timeouts.handshake.min(ANSWER_LIMIT) } else { config.timeouts.handshake };
     let bounds = Bounds {
         both: [&leg, &leg],
-        deadline: Some(handshake_deadline),
+        deadline: Some(Instant::now() + limit),
         late: Termination::HandshakeTimeout,
         watch: Some(client),
     };
-    match session.within(bounds, operation).await? {
-        Ok(()) => {}
-        Err(error) => return Err(Attempt::Failed(place, error)),
+    match session.within(bounds, operation).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => return Err(Attempt::Failed(place, error)),
+        Err(Termination::HandshakeTimeout) if prompt => {
+            let late =
+                io::Error::new(io::ErrorKind::TimedOut, format!("it accepted, and no answer came within {limit:?}"));
+            return Err(Attempt::Failed(place, late));
+        }
+        Err(reason) => return Err(reason.into()),
     }
     *connecting += started.elapsed();
     session.record.count(opening.bytes.len() as u64, 0);
     Ok(Reached { place, leg, answer: answer.into(), handshake_deadline })
+}
+
+/// Whether a failed connect tells of a shortage on this host: descriptors, memory, source ports.
+pub fn is_local(error: &io::Error) -> bool {
+    let shortages = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS, libc::EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| shortages.contains(&code))
 }
 
 /// One TCP connect under the pool's limit, tuned. tokio-uring offers no connect on a socket of ours and none that a

@@ -24,7 +24,11 @@ pub(crate) async fn refuse(
 ) -> Termination {
     let state = match reason {
         Termination::ListenerFull => SqlState::TooManyConnections,
-        Termination::QueueFull | Termination::QueueTimeout | Termination::ConnectFailed => SqlState::CannotConnectNow,
+        Termination::Resource => SqlState::TooManyConnections,
+        Termination::QueueFull
+        | Termination::QueueTimeout
+        | Termination::ConnectFailed
+        | Termination::HandshakeTimeout => SqlState::CannotConnectNow,
         _ => return reason,
     };
     for _ in 0..3 {

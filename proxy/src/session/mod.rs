@@ -7,7 +7,7 @@
 pub mod accept;
 mod bounds;
 mod cancel;
-mod connect;
+pub mod connect;
 mod end;
 mod handshake;
 pub mod leg;
@@ -48,7 +48,8 @@ async fn live(session: &Session, client: &Leg) -> Termination {
 
 async fn steps(session: &Session, client: &Leg) -> Result<Termination, Termination> {
     let mut opening = startup::read(session, client, Vec::new()).await?;
-    if session.listener.is_over_limit(&session.record) {
+    // A full listener must not keep anybody from cancelling.
+    if !matches!(opening.packet, FirstPacket::Cancel(_)) && session.listener.is_over_limit() {
         let limit = session.listener.config.load().max_sessions;
         let why = format!("sorry, too many clients: listener {} takes {limit} sessions", session.listener.name);
         return Err(end::refuse(session, client, opening, Termination::ListenerFull, &why).await);

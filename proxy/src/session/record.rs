@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::pool::Backend;
 
-/// Unique within a process's life; the top byte is the data-plane thread.
+/// Unique within a process's life; the top two bytes are the data-plane thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub u64);
 

@@ -51,10 +51,10 @@ impl Registry {
 
 impl SessionId {
     pub fn new(thread: usize, number: u64) -> Self {
-        Self((thread as u64) << 56 | number)
+        Self((thread as u64) << 48 | number)
     }
 
     pub fn thread(self) -> usize {
-        (self.0 >> 56) as usize
+        (self.0 >> 48) as usize
     }
 }

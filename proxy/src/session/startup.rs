@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::bounds::Bounds;
 use super::leg::Leg;
-use super::{Phase, Session, Termination};
+use super::{Session, Termination};
 use crate::pg::startup::{FirstPacket, Parsed, Refused, parse};
 
 /// A client's first packet and every byte received so far, which begins with it.
@@ -58,7 +58,6 @@ pub(crate) async fn read(session: &Session, client: &Leg, mut bytes: Vec<u8>) ->
         session.worker.proxy.metrics.observe_startup(&session.pool.name, took);
     }
     session.record.update(|details| {
-        details.phase = Phase::Queue;
         details.times.startup.get_or_insert(took);
         match &packet {
             FirstPacket::Startup(startup) => {

@@ -81,12 +81,24 @@ pub fn start(thread: usize, inbox: Arc<Inbox>) -> io::Result<()> {
             Err(error) => return drop(ready.send(Err(error))),
         };
         let _ = ready.send(Ok(()));
+        let _guard = AbortOnPanic;
         if let Err(error) = engine.run() {
             tracing::error!("the relay's io_uring failed, nothing can be forwarded: {error}");
             std::process::abort();
         }
     })?;
     started.recv().map_err(|_| io::Error::other("the relay ended at its start"))?
+}
+
+/// A relay that unwound would leave its sessions, and all that are given to it, hanging without a word.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
 }
 
 impl Engine {

@@ -160,9 +160,8 @@ impl Half {
         match room {
             // Two full chunks in a row: it streams.
             None | Some(SMALL) if self.streak >= 2 => self.private = Some(vec![0; LARGE].into_boxed_slice()),
-            // Small chunks again for a while. A borrowed small buffer goes back at once.
-            Some(LARGE) if self.streak <= -16 => self.private = None,
-            Some(SMALL) => self.private = None,
+            // It was not filled: what the source had is drained, and waiting must cost nothing.
+            Some(_) if self.streak < 0 => self.private = None,
             _ => {}
         }
     }
