@@ -50,7 +50,7 @@ const FULL: [&str; 3] = [
         keepalive_idle = "30s"
         keepalive_interval = "5s"
         keepalive_count = 3
-        user_timeout = "0s"
+        user_timeout = "2m"
         [pool.p.probe]
         kind = "query"
         user = "probe"
