@@ -42,14 +42,21 @@ const PACKAGES: &[&str] = &[
 ];
 
 /// PostgreSQL's regression suite is part of its source package, and its C helpers need the server's headers. Both are
-/// only fetched here, by the apt that made the root; `regress` unpacks them.
+/// only fetched here, by the apt that made the root; `regress` unpacks them. A mirror may list a point release whose
+/// source it does not have yet: then the one before it serves, the suites of two point releases being all but the same.
 const FETCH: &str = r#"
 set -e
 mkdir -p "$1/opt/fetched"
 cd "$1/opt/fetched"
 export APT_CONFIG=$MMDEBSTRAP_APT_CONFIG
 apt-get -qq download postgresql-server-dev-17
-apt-get -qq source --download-only postgresql-17
+apt-get -qq source --download-only postgresql-17 || {
+    uri=$(apt-get -qq source --print-uris postgresql-17 | sed -n "s/^'\(.*\.orig\.tar\.bz2\)'.*/\1/p")
+    now=$(echo "$uri" | sed -n 's/.*_17\.\([0-9]*\)\.orig.*/\1/p')
+    before=17.$((now - 1))
+    echo "the mirror has no source of PostgreSQL 17.$now: taking $before" >&2
+    /usr/lib/apt/apt-helper download-file "$(echo "$uri" | sed "s/_17\.$now\./_$before./")" "postgresql-17_$before.orig.tar.bz2"
+}
 "#;
 
 /// Everything the root depends on. The mirror is not part of it: another mirror has the same packages.
