@@ -97,8 +97,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_those_of_layout_version_1() {
-        assert_eq!(crate::LAYOUT_VERSION, 1);
+    fn sizes_are_those_of_layout_version_2() {
+        assert_eq!(crate::LAYOUT_VERSION, 2);
         assert_eq!(size_of::<ListenerKey>(), 20);
         assert_eq!(size_of::<GuardCounters>(), 32);
         assert_eq!(size_of::<DenyEntry>(), 16);

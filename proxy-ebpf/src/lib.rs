@@ -4,7 +4,8 @@
 //! offset, meaning or capacity needs a new [`LAYOUT_VERSION`], which sends the new program to maps of its own.
 #![no_std]
 
+pub mod flow;
 pub mod guard;
 
-/// The format of every pinned map, and the folder (`v1/`) they are pinned under.
-pub const LAYOUT_VERSION: u32 = 1;
+/// The format of every pinned map, and the folder (`v2/`) they are pinned under.
+pub const LAYOUT_VERSION: u32 = 2;

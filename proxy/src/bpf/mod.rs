@@ -4,7 +4,7 @@
 //! What must outlive this process stands on bpffs, under `guard.pin_path`:
 //!
 //! ```text
-//! v1/maps/NAME     the maps of layout version 1
+//! v2/maps/NAME     the maps of layout version 2
 //! links/INTERFACE  the attachment; no version, so that a new program takes it over without a gap
 //! ```
 
