@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use crate::config::{
-    self, BackendSource, Config, ConfigError, ConfigErrors, NodeAddress, Pool, ProbeKind, StoreConfig, Warning,
-    settings,
+    self, BackendSource, Config, ConfigError, ConfigErrors, NodeAddress, Pool, ProbeKind, SpliceRoad, StoreConfig,
+    Warning, settings,
 };
 use crate::session::worker::probe_free;
 
@@ -87,7 +87,11 @@ fn summary(config: &Config) -> String {
     let mut text = String::new();
     for (name, listener) in &config.listeners {
         let bind: Vec<String> = listener.bind.iter().map(ToString::to_string).collect();
-        text.push_str(&format!("  listener {name}  {}  → pool {}\n", bind.join(", "), listener.pool));
+        let road = match listener.splice {
+            SpliceRoad::Auto => String::new(),
+            road => format!(", splice {}", settings::splice_road_name(road)),
+        };
+        text.push_str(&format!("  listener {name}  {}  → pool {}{road}\n", bind.join(", "), listener.pool));
     }
     for (name, pool) in &config.pools {
         let balance = settings::balance_name(pool.balance);
@@ -111,6 +115,10 @@ fn summary(config: &Config) -> String {
     }
     if !config.guard.interfaces.is_empty() {
         text.push_str(&format!("  guard on {}\n", config.guard.interfaces.join(", ")));
+    }
+    if !config.splice.interfaces.is_empty() {
+        let (interfaces, mode) = (config.splice.interfaces.join(", "), config.splice.mode);
+        text.push_str(&format!("  splice on {interfaces}  {}\n", settings::splice_mode_name(mode)));
     }
     text
 }
@@ -150,7 +158,8 @@ fn source(pool: &Pool) -> String {
 fn print_json(config: Option<&Config>, errors: &[ConfigError], warnings: &[Warning]) -> anyhow::Result<()> {
     let listeners = config.map(|config| {
         let listener = |(name, listener): (&String, &config::Listener)| {
-            json!({ "name": name, "bind": listener.bind, "pool": listener.pool })
+            let road = settings::splice_road_name(listener.splice);
+            json!({ "name": name, "bind": listener.bind, "pool": listener.pool, "splice": road })
         };
         config.listeners.iter().map(listener).collect::<Vec<_>>()
     });

@@ -42,6 +42,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
     let restart = &mut diff.needs_restart;
     compare("proxy", &settings::proxy(&old.proxy), &settings::proxy(&new.proxy), restart);
     compare("admin", &settings::admin(&old.admin), &settings::admin(&new.admin), restart);
+    compare("splice", &settings::splice(&old.splice), &settings::splice(&new.splice), restart);
 
     let mut log = Vec::new();
     compare("log", &settings::log(&old.log), &settings::log(&new.log), &mut log);
@@ -185,6 +186,9 @@ mod tests {
             [guard]
             interfaces = "eth0"
             deny = "192.0.2.0/24"
+            [splice]
+            interfaces = ["eth0", "eth1"]
+            source_ports = "20000-29999"
             [pool.rw]
             balance = "first"
             queue.timeout = "10s"
@@ -195,6 +199,8 @@ mod tests {
             [listener.rw]
             bind = ["127.0.0.1:5432", "127.0.0.2:5432"]
             pool = "rw"
+            splice = "xdp"
+            splice_after = "50ms"
             [listener.ro]
             bind = "127.0.0.1:5434"
             pool = "ro"
@@ -215,11 +221,19 @@ mod tests {
                 "listener.old: removed",
                 "listener.ro: added",
                 "listener.rw: bind 127.0.0.1:5432 → 127.0.0.1:5432, 127.0.0.2:5432",
+                "listener.rw: splice auto → xdp",
+                "listener.rw: splice_after 0 → 50ms",
             ]
         );
         assert_eq!(
             diff.needs_restart,
-            ["proxy: threads 0 → 4", "log: format text → json", "guard: interfaces none → eth0"]
+            [
+                "proxy: threads 0 → 4",
+                "splice: interfaces none → eth0, eth1",
+                "splice: source_ports 12000-32767 → 20000-29999",
+                "log: format text → json",
+                "guard: interfaces none → eth0",
+            ]
         );
         let changes = |added: &[&str], removed: &[&str], changed: &[&str]| {
             let owned = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ pub struct Config {
     pub log: Log,
     pub admin: Admin,
     pub guard: Guard,
+    pub splice: Splice,
     pub clusters: BTreeMap<String, Cluster>,
     pub pools: BTreeMap<String, Pool>,
     pub listeners: BTreeMap<String, Listener>,
@@ -81,7 +83,7 @@ impl Default for Admin {
 pub struct Guard {
     pub interfaces: Vec<String>,
     pub mode: XdpMode,
-    /// A bpffs folder of our own; its parent must be on a mounted bpffs.
+    /// A bpffs folder of our own, of guard and splice both; its parent must be on a mounted bpffs.
     pub pin_path: PathBuf,
     /// CIDRs (`10.0.0.0/8`, `2001:db8::/32`) whose packets to our listeners are dropped, besides `pgsplice deny add`.
     pub deny: Vec<IpNet>,
@@ -106,6 +108,40 @@ pub enum XdpMode {
     Auto,
     Native,
     Generic,
+}
+
+/// `[splice]`: where the kernel forwards sessions by itself. A change needs a restart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Splice {
+    /// Those of both legs. Empty: neither XDP nor TC is a road.
+    pub interfaces: Vec<String>,
+    pub mode: SpliceMode,
+    /// Most sessions in the kernel at a time; its maps are made for that many.
+    pub max_sessions: u32,
+    /// Our own ports on the backend legs. The kernel forgets a spliced session's sockets, so it must not give these
+    /// ports to anybody else.
+    pub source_ports: RangeInclusive<u16>,
+}
+
+impl Default for Splice {
+    fn default() -> Self {
+        Self {
+            interfaces: Vec::new(),
+            mode: SpliceMode::Auto,
+            max_sessions: 65_536,
+            // What the kernel hands out by itself starts at 32768 (ip_local_port_range, ip-sysctl.rst).
+            source_ports: 12_000..=32_767,
+        }
+    }
+}
+
+/// Which program runs on the interfaces of `[splice]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpliceMode {
+    /// TC on veth and where the driver has no native XDP, else XDP.
+    Auto,
+    Xdp,
+    Tc,
 }
 
 /// `[cluster.NAME]`: one Patroni cluster and where its truth is kept.
@@ -471,6 +507,8 @@ pub struct Listener {
     pub tcp: Tcp,
     /// listen(2)'s queue.
     pub backlog: i32,
+    pub splice: SpliceRoad,
+    pub splice_after: SpliceAfter,
 }
 
 impl Default for Listener {
@@ -483,6 +521,28 @@ impl Default for Listener {
             max_startup_size: 10_000,
             tcp: Tcp::default(),
             backlog: 4096,
+            splice: SpliceRoad::Auto,
+            splice_after: SpliceAfter::Turns(0),
         }
     }
+}
+
+/// Which road the sessions of a listener take; one that cannot take it is relayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpliceRoad {
+    /// The best one the host and the session have.
+    Auto,
+    Xdp,
+    Tc,
+    Sockmap,
+    Relay,
+}
+
+/// What a session must have behind it before it is handed to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpliceAfter {
+    /// This many replies after the log-in; 0 hands off at the log-in's end.
+    Turns(u32),
+    /// This long since the log-in's end.
+    Time(Duration),
 }

@@ -67,6 +67,37 @@ pub fn guard(Guard { interfaces, mode, pin_path, deny }: &Guard) -> Settings {
     )
 }
 
+pub fn splice(Splice { interfaces, mode, max_sessions, source_ports }: &Splice) -> Settings {
+    let ports = format!("{}-{}", source_ports.start(), source_ports.end());
+    section(
+        "",
+        [
+            ("interfaces", list(interfaces)),
+            ("mode", text(splice_mode_name(*mode))),
+            ("max_sessions", number(max_sessions)),
+            ("source_ports", text(ports)),
+        ],
+    )
+}
+
+pub fn splice_mode_name(mode: SpliceMode) -> &'static str {
+    match mode {
+        SpliceMode::Auto => "auto",
+        SpliceMode::Xdp => "xdp",
+        SpliceMode::Tc => "tc",
+    }
+}
+
+pub fn splice_road_name(road: SpliceRoad) -> &'static str {
+    match road {
+        SpliceRoad::Auto => "auto",
+        SpliceRoad::Xdp => "xdp",
+        SpliceRoad::Tc => "tc",
+        SpliceRoad::Sockmap => "sockmap",
+        SpliceRoad::Relay => "relay",
+    }
+}
+
 pub fn cluster(Cluster { store, namespace, scope, citus_group, proof, leader_absent_debounce }: &Cluster) -> Settings {
     let mut settings = section(
         "",
@@ -265,9 +296,22 @@ fn probe(Probe { kind, interval, fast_interval, timeout, rise, fall }: &Probe) -
     settings
 }
 
-pub fn listener(
-    Listener { bind, pool, max_sessions, startup_timeout, max_startup_size, tcp: listener_tcp, backlog }: &Listener,
-) -> Settings {
+pub fn listener(listener: &Listener) -> Settings {
+    let Listener {
+        bind,
+        pool,
+        max_sessions,
+        startup_timeout,
+        max_startup_size,
+        tcp: listener_tcp,
+        backlog,
+        splice,
+        splice_after,
+    } = listener;
+    let splice_after = match splice_after {
+        SpliceAfter::Turns(turns) => number(turns),
+        SpliceAfter::Time(time) => duration(*time),
+    };
     let mut settings = section(
         "",
         [
@@ -277,6 +321,8 @@ pub fn listener(
             ("startup_timeout", duration(*startup_timeout)),
             ("max_startup_size", number(max_startup_size)),
             ("backlog", number(backlog)),
+            ("splice", text(splice_road_name(*splice))),
+            ("splice_after", splice_after),
         ],
     );
     settings.extend(tcp(listener_tcp));

@@ -5,8 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use super::model::{BackendConfig, BackendSource, Cluster, Config, Pool, Probe, ProbeKind, StoreConfig, Tcp, TlsFiles};
+use super::model::{
+    BackendConfig, BackendSource, Cluster, Config, Listener, Pool, Probe, ProbeKind, Splice, SpliceMode, SpliceRoad,
+    StoreConfig, Tcp, TlsFiles,
+};
 use super::report::Report;
+use super::settings::{splice_mode_name, splice_road_name};
 use super::units::show_duration;
 use super::values::closest;
 
@@ -21,6 +25,7 @@ pub(super) fn validate(config: &Config, report: &mut Report) {
         check_pool(&format!("pool.{name}"), pool, config, report);
     }
     check_listeners(config, report);
+    check_splice(config, report);
     // What looks unused beside an error is often what the error is about.
     if report.errors.is_empty() {
         warn_of_unused(config, report);
@@ -216,6 +221,58 @@ fn check_listeners(config: &Config, report: &mut Report) {
             }
         }
         check_tcp(&format!("{path}.tcp"), &listener.tcp, report);
+        check_road(&path, listener, &config.splice, report);
+    }
+}
+
+/// Whether the road a listener asks for can be there at all.
+fn check_road(path: &str, listener: &Listener, splice: &Splice, report: &mut Report) {
+    let key = format!("{path}.splice");
+    let program = match listener.splice {
+        SpliceRoad::Xdp => SpliceMode::Xdp,
+        SpliceRoad::Tc => SpliceMode::Tc,
+        SpliceRoad::Relay => {
+            let after = format!("{path}.splice_after");
+            if report.origin.has(&after) {
+                report.warn(&after, "not used, because splice is \"relay\"");
+            }
+            return;
+        }
+        SpliceRoad::Auto | SpliceRoad::Sockmap => return,
+    };
+    let road = splice_road_name(listener.splice);
+    // One with wrong names was blamed for those already.
+    if splice.interfaces.is_empty() && !report.origin.has("splice.interfaces") {
+        let problem = format!("{road:?} needs interfaces to run on, and splice.interfaces is empty");
+        let expected = "interfaces = [\"eth0\"] in [splice], with those of clients and backends, or splice = \"auto\"";
+        report.error(&key, problem, expected);
+    } else if ![SpliceMode::Auto, program].contains(&splice.mode) {
+        let problem = format!("{road:?} never runs with splice.mode = {:?}", splice_mode_name(splice.mode));
+        report.error(&key, problem, format!("splice = \"auto\", or mode = \"auto\" or {road:?} in [splice]"));
+    }
+}
+
+fn check_splice(config: &Config, report: &mut Report) {
+    let splice = &config.splice;
+    if splice.interfaces.is_empty() {
+        for key in ["mode", "max_sessions", "source_ports"].map(|key| format!("splice.{key}")) {
+            if report.origin.has(&key) {
+                report.warn(&key, "not used, because splice.interfaces is empty");
+            }
+        }
+        return;
+    }
+    check_duplicates("splice.interfaces", &splice.interfaces, report);
+    let wants_it = |road| !matches!(road, SpliceRoad::Sockmap | SpliceRoad::Relay);
+    if !config.listeners.is_empty() && !config.listeners.values().any(|listener| wants_it(listener.splice)) {
+        report.warn("splice.interfaces", "nothing runs there, because every listener's splice is another road");
+    }
+    for (name, listener) in &config.listeners {
+        if let Some(addr) = listener.bind.iter().find(|addr| splice.source_ports.contains(&addr.port())) {
+            let (port, first, last) = (addr.port(), splice.source_ports.start(), splice.source_ports.end());
+            let problem = format!("port {port} is within splice.source_ports, {first}-{last}: a session may hold it");
+            report.warn(&format!("listener.{name}.bind"), problem);
+        }
     }
 }
 

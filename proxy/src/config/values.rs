@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::model::IpNet;
+use super::model::{IpNet, SpliceAfter};
 use super::units;
 
 /// One kind of value. The problem and `expected` together are the message a person sees.
@@ -192,6 +192,20 @@ pub(super) fn user_timeout<'k>() -> Kind<'k, Duration> {
     })
 }
 
+/// Turns as a number, or time with its unit.
+pub(super) fn splice_after<'k>() -> Kind<'k, SpliceAfter> {
+    const MOST: i128 = 1_000_000;
+    let expected = format!("a number of turns from 0 to {MOST}, or a duration such as \"50ms\"");
+    Kind::new(expected, |value| match value {
+        DeValue::String(_) => duration_value(value).map(SpliceAfter::Time),
+        number => match integer(number)? {
+            turns @ 0..=MOST => Ok(SpliceAfter::Turns(turns as u32)),
+            turns if turns < 0 => Err(format!("{turns} is too small")),
+            turns => Err(format!("{turns} is too large")),
+        },
+    })
+}
+
 /// Bytes.
 pub(super) fn size<'k>() -> Kind<'k, u64> {
     Kind::new("a size in bytes or such as 16MiB or 16MB", |value| match value {
@@ -242,6 +256,20 @@ pub(super) fn socket_addr<'k>() -> Kind<'k, SocketAddr> {
     })
 }
 
+/// From and to, both included. Ports below 1024 belong to services.
+pub(super) fn port_range<'k>() -> Kind<'k, RangeInclusive<u16>> {
+    Kind::new("two ports from 1024 to 65535 such as \"12000-32767\"", |value| {
+        let text = string(value)?;
+        let (first, last) = text.split_once('-').ok_or_else(|| format!("{text:?} is not a range"))?;
+        let (first, last) = (port(first.trim())?, port(last.trim())?);
+        match (first, last) {
+            (0..1024, _) => Err(format!("{first} is below 1024")),
+            _ if first > last => Err(format!("{first} is above {last}")),
+            _ => Ok(first..=last),
+        }
+    })
+}
+
 /// `ip:port` or `host:port`, as text: names are resolved when the pool is made.
 pub(super) fn backend_address<'k>() -> Kind<'k, String> {
     Kind::new("ip:port or host:port such as 10.0.0.7:6432, bouncer1:6432 or [2001:db8::7]:6432", |value| {
@@ -277,11 +305,13 @@ fn host_and_port(text: &str) -> Result<(&str, u16), String> {
     let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.ends_with(']')) else {
         return Err(format!("{text:?} has no port"));
     };
-    let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-    match port.parse() {
-        Ok(port) if digits => Ok((host, port)),
-        _ => Err(format!("{port:?} is not a port")),
-    }
+    Ok((host, self::port(port)?))
+}
+
+/// Digits only: `parse` alone would take `+1`.
+fn port(text: &str) -> Result<u16, String> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| digits).ok_or_else(|| format!("{text:?} is not a port"))
 }
 
 pub(super) fn ip_net<'k>() -> Kind<'k, IpNet> {

@@ -1,10 +1,17 @@
 //! `[listener.NAME]`, and the `[….tcp]` section that listeners and pools share.
 
-use crate::config::model::{Listener, Tcp};
+use crate::config::model::{Listener, SpliceRoad, Tcp};
 use crate::config::read::Section;
 use crate::config::values;
 
 pub(super) fn listener(mut section: Section<'_, '_>) -> Listener {
+    const ROADS: &[(&str, SpliceRoad)] = &[
+        ("auto", SpliceRoad::Auto),
+        ("xdp", SpliceRoad::Xdp),
+        ("tc", SpliceRoad::Tc),
+        ("sockmap", SpliceRoad::Sockmap),
+        ("relay", SpliceRoad::Relay),
+    ];
     let mut listener = Listener::default();
     if section.has("bind") {
         let before = section.reader.report.errors.len();
@@ -23,6 +30,8 @@ pub(super) fn listener(mut section: Section<'_, '_>) -> Listener {
     section.set("startup_timeout", values::duration(), &mut listener.startup_timeout);
     section.set("max_startup_size", values::size_within(64..=1 << 20), &mut listener.max_startup_size);
     section.set("backlog", values::count(1..=1 << 20), &mut listener.backlog);
+    section.set("splice", values::one_of(ROADS), &mut listener.splice);
+    section.set("splice_after", values::splice_after(), &mut listener.splice_after);
     tcp(section.section("tcp"), &mut listener.tcp);
     section.end();
     listener

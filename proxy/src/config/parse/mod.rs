@@ -13,7 +13,7 @@ use toml::de::DeTable;
 
 pub(super) use agent::agent;
 
-use super::model::{Admin, Config, Guard, Log, LogFormat, Proxy, TlsFiles, XdpMode};
+use super::model::{Admin, Config, Guard, Log, LogFormat, Proxy, Splice, SpliceMode, TlsFiles, XdpMode};
 use super::read::{Reader, Section};
 use super::report::{ConfigErrors, Report, Warning};
 use super::{plain_io_error, validate, values};
@@ -34,6 +34,7 @@ pub(super) fn parse(text: &str, file: &str) -> (Outcome, BTreeSet<String>) {
     log(top.section("log"), &mut config.log);
     admin(top.section("admin"), &mut config.admin);
     guard(top.section("guard"), &mut config.guard);
+    splice(top.section("splice"), &mut config.splice);
     top.named_sections("cluster", |name, section| {
         config.clusters.insert(name.into(), cluster::cluster(section, &folder));
     });
@@ -101,6 +102,16 @@ fn guard(mut section: Section<'_, '_>, guard: &mut Guard) {
     section.set("mode", values::one_of(MODES), &mut guard.mode);
     section.set("pin_path", values::absolute_path(), &mut guard.pin_path);
     guard.deny = section.list("deny", values::ip_net()).unwrap_or_default();
+    section.end();
+}
+
+fn splice(mut section: Section<'_, '_>, splice: &mut Splice) {
+    const MODES: &[(&str, SpliceMode)] =
+        &[("auto", SpliceMode::Auto), ("xdp", SpliceMode::Xdp), ("tc", SpliceMode::Tc)];
+    splice.interfaces = section.list("interfaces", values::interface()).unwrap_or_default();
+    section.set("mode", values::one_of(MODES), &mut splice.mode);
+    section.set("max_sessions", values::count(1..=1_000_000), &mut splice.max_sessions);
+    section.set("source_ports", values::port_range(), &mut splice.source_ports);
     section.end();
 }
 

@@ -59,6 +59,7 @@ fn the_documented_defaults_are_those_in_force() {
         ("log", settings::log(&Log::default())),
         ("admin", settings::admin(&Admin::default())),
         ("guard", settings::guard(&Guard::default())),
+        ("splice", settings::splice(&Splice::default())),
         ("cluster.NAME", settings::cluster(&Cluster::default())),
         ("pool.NAME", settings::pool(&Pool::default())),
         ("listener.NAME", settings::listener(&Listener::default())),

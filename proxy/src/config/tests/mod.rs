@@ -24,6 +24,11 @@ const FULL: [&str; 3] = [
         mode = "native"
         pin_path = "/sys/fs/bpf/other"
         deny = ["192.0.2.0/24", "2001:db8::/32"]
+        [splice]
+        interfaces = ["eth0", "eth1"]
+        mode = "xdp"
+        max_sessions = 200000
+        source_ports = "20000-29999"
         [pool.p]
         balance = "two-choices"
         max_sessions_per_backend = 500
@@ -72,6 +77,8 @@ const FULL: [&str; 3] = [
         startup_timeout = "3s"
         max_startup_size = 4096
         backlog = 512
+        splice = "xdp"
+        splice_after = 3
         [listener.l.tcp]
         keepalive_idle = "2m"
         keepalive_interval = "20s"
@@ -134,6 +141,7 @@ const FULL: [&str; 3] = [
         [listener.l]
         bind = "127.0.0.1:5432"
         pool = "p"
+        splice_after = "50ms"
     "#,
 ];
 

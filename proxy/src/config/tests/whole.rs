@@ -198,6 +198,61 @@ pool = "p"
 }
 
 #[test]
+fn dubious_settings_of_the_splice_are_warnings() {
+    let unused = r#"
+[splice]
+mode = "tc"
+max_sessions = 5
+source_ports = "20000-29999"
+[pool.p]
+backend = [{ address = "a:1" }]
+[listener.l]
+bind = "127.0.0.1:5432"
+pool = "p"
+splice = "relay"
+splice_after = 2
+"#;
+    assert_eq!(
+        warnings(unused),
+        [
+            "pgsplice.toml:3: warning: splice.mode: not used, because splice.interfaces is empty",
+            "pgsplice.toml:4: warning: splice.max_sessions: not used, because splice.interfaces is empty",
+            "pgsplice.toml:5: warning: splice.source_ports: not used, because splice.interfaces is empty",
+            "pgsplice.toml:12: warning: listener.l.splice_after: not used, because splice is \"relay\"",
+        ]
+    );
+    let nobody = r#"
+[splice]
+interfaces = ["eth0"]
+[pool.p]
+backend = [{ address = "a:1" }]
+[listener.l]
+bind = "127.0.0.1:15432"
+pool = "p"
+splice = "sockmap"
+"#;
+    assert_eq!(
+        warnings(nobody),
+        [
+            "pgsplice.toml:3: warning: splice.interfaces: nothing runs there, because every listener's splice is another road",
+            "pgsplice.toml:7: warning: listener.l.bind: port 15432 is within splice.source_ports, 12000-32767: a session may hold it",
+        ]
+    );
+}
+
+#[test]
+fn splice_after_is_turns_or_time() {
+    let after = |text: &str| {
+        let text = format!("splice_after = {text}\n");
+        let text = FULL[2].replace("splice_after = \"50ms\"\n", &text);
+        Config::from_str_named(&text, "pgsplice.toml").unwrap().0.listeners["l"].splice_after
+    };
+    assert_eq!(after("0"), SpliceAfter::Turns(0));
+    assert_eq!(after("12"), SpliceAfter::Turns(12));
+    assert_eq!(after("\"50ms\""), SpliceAfter::Time(Duration::from_millis(50)));
+}
+
+#[test]
 fn a_password_file_gives_its_first_line_and_should_be_private() {
     use std::os::unix::fs::PermissionsExt;
     let folder = folder();
@@ -307,6 +362,7 @@ fn no_key_is_read_and_forgotten() {
         settings::log(&Log::default()),
         settings::admin(&Admin::default()),
         settings::guard(&Guard::default()),
+        settings::splice(&Splice::default()),
     ]
     .concat();
     let (config, _) = Config::from_str_named(FULL[0], &name).unwrap();
@@ -315,6 +371,7 @@ fn no_key_is_read_and_forgotten() {
         settings::log(&config.log),
         settings::admin(&config.admin),
         settings::guard(&config.guard),
+        settings::splice(&config.splice),
     ]
     .concat();
     differ(&defaults, &set);
@@ -382,6 +439,7 @@ fn write(config: &Config) -> String {
     section("log".into(), settings::log(&config.log));
     section("admin".into(), settings::admin(&config.admin));
     section("guard".into(), settings::guard(&config.guard));
+    section("splice".into(), settings::splice(&config.splice));
     for (name, cluster) in &config.clusters {
         section(format!("cluster.{name}"), settings::cluster(cluster));
     }
