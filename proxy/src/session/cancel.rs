@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::connect::connect;
+use super::connect::{Outbound, connect};
 use super::{Session, Termination};
 use crate::pg::cancel::{key_of, peer_id};
 use crate::pool::Pool;
@@ -72,7 +72,7 @@ async fn send(session: &Session, targets: Vec<SocketAddr>, packet: &[u8]) -> boo
 }
 
 async fn send_one(pool: &Pool, target: SocketAddr, packet: Vec<u8>) -> bool {
-    let leg = match connect(target, &pool.config.load_full()).await {
+    let leg = match connect(target, &pool.config.load_full(), Outbound::default()).await {
         Ok(leg) => std::rc::Rc::new(leg),
         Err(error) => {
             tracing::info!(pool = pool.name, backend = %target, "cancel not delivered: {error}");

@@ -137,7 +137,7 @@ async fn attempt(
     // A connect that waits holds no buffer of the ring, so it may be dropped.
     let connected = tokio::select! {
         biased;
-        connected = connect(address, &config) => connected,
+        connected = connect(address, &config, Outbound::default()) => connected,
         reason = session.struck(&bounds) => return Err(reason.into()),
     };
     let leg = match connected {
@@ -187,11 +187,41 @@ pub fn is_local(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| shortages.contains(&code))
 }
 
+/// How a backend leg leaves this host; by default as the kernel likes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outbound {
+    /// Where the leg is bound. When that port is taken the connect fails with [`is_port_taken`].
+    pub local: Option<SocketAddr>,
+    /// TCP_MAXSEG: the largest segment announced and sent, in bytes.
+    pub max_segment: Option<u32>,
+}
+
+impl Outbound {
+    /// SO_REUSEADDR lets one port serve several backends at once; whether the whole 4-tuple is free is then told by
+    /// connect(2) with EADDRNOTAVAIL.
+    fn apply(&self, socket: SockRef<'_>) -> io::Result<()> {
+        if let Some(most) = self.max_segment {
+            socket.set_tcp_mss(most)?;
+        }
+        if let Some(local) = self.local {
+            socket.set_reuse_address(true)?;
+            socket.bind(&local.into())?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether another connection of this host holds [`Outbound::local`] towards this backend: another port may do.
+pub fn is_port_taken(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL))
+}
+
 /// One TCP connect under the pool's limit, tuned. tokio-uring offers no connect on a socket of ours and none that a
 /// time limit could end, so this one step waits through epoll.
-pub(crate) async fn connect(address: SocketAddr, config: &config::Pool) -> io::Result<Leg> {
+pub async fn connect(address: SocketAddr, config: &config::Pool, outbound: Outbound) -> io::Result<Leg> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     leg::tune(SockRef::from(&socket), &config.tcp)?;
+    outbound.apply(SockRef::from(&socket))?;
     let limit = config.timeouts.connect;
     let stream = tokio::time::timeout(limit, socket.connect(address))
         .await
@@ -199,4 +229,43 @@ pub(crate) async fn connect(address: SocketAddr, config: &config::Pool) -> io::R
     let stream = stream.into_std()?;
     stream.set_nonblocking(false)?;
     Ok(Leg::new(TcpStream::from_std(stream), address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_given_port_serves_each_backend_once() {
+        tokio_uring::start(async {
+            let backends = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+            let [one, two] = [&backends[0], &backends[1]].map(|backend| backend.local_addr().unwrap());
+            let config = config::Pool::default();
+            // Port 0: one the kernel finds free. Both must be bound with SO_REUSEADDR to share it.
+            let any = Outbound { local: Some("127.0.0.1:0".parse().unwrap()), max_segment: None };
+            let first = connect(one, &config, any).await.unwrap();
+            let local = first.local_addr();
+            let outbound = Outbound { local, max_segment: None };
+            let second = connect(two, &config, outbound).await.unwrap();
+            assert_eq!(second.local_addr(), local);
+            let taken = connect(one, &config, outbound).await.err().expect("the 4-tuple is in use");
+            assert!(is_port_taken(&taken), "{taken}");
+            // A listening socket keeps its port to itself.
+            let outbound = Outbound { local: Some(one), max_segment: None };
+            let taken = connect(two, &config, outbound).await.err().expect("somebody listens there");
+            assert!(is_port_taken(&taken), "{taken}");
+        });
+    }
+
+    #[test]
+    fn a_leg_announces_the_segment_size_it_is_given() {
+        tokio_uring::start(async {
+            let backend = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let outbound = Outbound { local: None, max_segment: Some(1000) };
+            let _leg = connect(backend.local_addr().unwrap(), &config::Pool::default(), outbound).await.unwrap();
+            let (accepted, _) = backend.accept().unwrap();
+            let mss = SockRef::from(&accepted).tcp_mss().unwrap();
+            assert!((900..=1000).contains(&mss), "timestamps may take twelve bytes of 1000: {mss}");
+        });
+    }
 }
