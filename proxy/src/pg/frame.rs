@@ -1,9 +1,9 @@
-//! Follows backend messages through a byte stream without keeping them: a type byte, a length word, a body.
+//! Follows messages through a byte stream without keeping them: a type byte, a length word, a body.
 
 /// Longest body of interest that is kept: BackendKeyData of protocol 3.2 is 4 + 256 bytes.
 const KEEP: usize = 4 + 256;
 
-/// What a server's message means to the handshake.
+/// What a message means to the handshake, and to whoever looks for the end of a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// `R` that asks the client for an answer (password, SASL, GSS).
@@ -14,14 +14,20 @@ pub enum Event {
     ReadyForQuery,
     /// `E`: in a handshake always the end.
     ErrorResponse,
+    /// The client's `Q`, `S` or `F`: the server will answer with one ReadyForQuery. (During a COPY it ignores `S`.)
+    ReplyDue,
     /// Not a message of the protocol: the stream cannot be followed any further.
     Lost,
 }
 
-/// Feed it every byte of one direction, in order; it calls back at the end of each message of interest.
+/// Feed it every byte of one direction, in order; it calls back at the end of each message of interest. The default
+/// follows a server.
 #[derive(Debug)]
 pub struct Framer {
     state: State,
+    meaning: fn(u8, Vec<u8>) -> Option<Event>,
+    /// Type of the last message that ended.
+    last: u8,
 }
 
 #[derive(Debug)]
@@ -44,11 +50,27 @@ const START: State = State::Header { bytes: [0; 5], have: 0 };
 
 impl Default for Framer {
     fn default() -> Self {
-        Self { state: START }
+        Self { state: START, meaning: of_server, last: 0 }
     }
 }
 
 impl Framer {
+    /// Follows a client, from behind its StartupMessage or from behind any request that was answered.
+    pub fn of_client() -> Self {
+        // Nothing is under way, as behind a Sync.
+        Self { meaning: of_client, last: b'S', ..Self::default() }
+    }
+
+    /// Whether the bytes so far end exactly at the end of a ReadyForQuery.
+    pub fn is_ready(&self) -> bool {
+        self.at_boundary() && self.last == b'Z'
+    }
+
+    /// Whether the client's bytes so far end in a whole request: Query, Sync, FunctionCall, or the end of a COPY.
+    pub fn is_whole_request(&self) -> bool {
+        self.at_boundary() && matches!(self.last, b'Q' | b'S' | b'F' | b'c' | b'f')
+    }
+
     /// Whether the bytes so far end exactly at the end of a message.
     pub fn at_boundary(&self) -> bool {
         matches!(self.state, State::Header { have: 0, .. })
@@ -87,7 +109,8 @@ impl Framer {
                     if *left > 0 {
                         return;
                     }
-                    if let Some(found) = meaning(*kind, std::mem::take(kept)) {
+                    self.last = *kind;
+                    if let Some(found) = (self.meaning)(*kind, std::mem::take(kept)) {
                         event(found);
                     }
                     self.state = START;
@@ -100,7 +123,7 @@ impl Framer {
     }
 }
 
-fn meaning(kind: u8, body: Vec<u8>) -> Option<Event> {
+fn of_server(kind: u8, body: Vec<u8>) -> Option<Event> {
     match kind {
         b'K' => Some(Event::BackendKeyData(body)),
         b'Z' => Some(Event::ReadyForQuery),
@@ -112,6 +135,10 @@ fn meaning(kind: u8, body: Vec<u8>) -> Option<Event> {
         },
         _ => None,
     }
+}
+
+fn of_client(kind: u8, _: Vec<u8>) -> Option<Event> {
+    matches!(kind, b'Q' | b'S' | b'F').then_some(Event::ReplyDue)
 }
 
 #[cfg(test)]
@@ -150,6 +177,50 @@ mod tests {
         let expected =
             [Event::AuthenticationAsks, Event::BackendKeyData(vec![0, 0, 0, 7, 9, 8, 7, 6]), Event::ReadyForQuery];
         assert_eq!(events(&[&login()]), expected);
+    }
+
+    #[test]
+    fn the_end_of_a_reply_is_known_to_the_byte() {
+        let mut framer = Framer::default();
+        let mut ready = |bytes: &[u8]| {
+            framer.feed(bytes, |_| {});
+            framer.is_ready()
+        };
+        let reply = [message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat();
+        assert!(!ready(&[]));
+        assert!(!ready(&reply[..reply.len() - 1]));
+        assert!(ready(&reply[reply.len() - 1..]));
+        assert!(!ready(&message(b'A', b"\0\0\0\x07jobs\0\0")));
+        assert!(!ready(&reply[..5]) && ready(&reply[5..]));
+    }
+
+    #[test]
+    fn each_request_of_a_client_is_due_one_reply() {
+        let mut framer = Framer::of_client();
+        let mut due = 0;
+        let batch = [message(b'P', b"\0\0\0\0"), message(b'E', b"\0\0\0\0\0"), message(b'S', b"")].concat();
+        for bytes in [message(b'Q', b"SELECT 1\0"), batch, message(b'd', b"1\n"), message(b'X', b"")] {
+            framer.feed(&bytes, |event| due += u32::from(event == Event::ReplyDue));
+        }
+        assert_eq!(due, 2);
+    }
+
+    #[test]
+    fn a_request_under_way_is_not_whole() {
+        let mut framer = Framer::of_client();
+        assert!(framer.is_whole_request());
+        let steps: [(Vec<u8>, bool); 6] = [
+            (message(b'Q', b"COPY t FROM STDIN\0"), true),
+            (message(b'd', b"1\n"), false),
+            (message(b'c', b""), true),
+            (message(b'P', b"\0\0\0\0"), false),
+            (message(b'S', b""), true),
+            (vec![b'Q'], false),
+        ];
+        for (bytes, whole) in steps {
+            framer.feed(&bytes, |_| {});
+            assert_eq!(framer.is_whole_request(), whole, "{bytes:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Step 5: relay the handshake, message by message, until the session is authenticated or encrypted.
 //!
 //! Login is a dialogue: after each answer of the backend it is known who speaks next. Only that side is read, so
-//! nothing is in flight on the other when the session moves on to its road.
+//! nothing is in flight on the other when the session moves on to its road. The last answer is not sent: while it is
+//! held here neither side will speak, which is when the kernel can take over.
 
 use std::io;
 use std::time::Instant;
@@ -17,10 +18,31 @@ use crate::pg::startup::FirstPacket;
 
 /// Where the handshake led.
 pub(crate) enum Outcome {
-    /// Ready to forward, with the cancel key if one was seen.
-    Forward(Option<Remembered>),
+    Forward(Ready),
     /// Encryption was refused; this is what the client sent next. Never a request for encryption that is not answered.
     Again(Opening),
+}
+
+/// What a session's road begins with.
+pub(crate) struct Ready {
+    /// The backend's last bytes, counted and not sent to the client: the reply that ends in ReadyForQuery, or the byte
+    /// that agrees to encryption. Empty under direct TLS.
+    pub held: Vec<u8>,
+    #[expect(dead_code, reason = "the hand-off asks for it")]
+    pub stream: Stream,
+    /// The cancel key, if one was seen.
+    pub key: Option<Remembered>,
+}
+
+/// What can be read from `held` on.
+pub(crate) enum Stream {
+    /// Messages. The framer follows the backend's, and has seen `held`.
+    #[expect(dead_code, reason = "the hand-off asks for it")]
+    Plain(Framer),
+    /// Nothing: TLS, or GSS encryption.
+    Encrypted,
+    /// Nothing: what the backend sent is not PostgreSQL's protocol.
+    Unknown,
 }
 
 pub(crate) async fn run(
@@ -30,7 +52,7 @@ pub(crate) async fn run(
     opening: &Opening,
 ) -> Result<Outcome, Termination> {
     match opening.packet {
-        FirstPacket::DirectTls => Ok(Outcome::Forward(None)),
+        FirstPacket::DirectTls => Ok(Outcome::Forward(Ready::encrypted(Vec::new()))),
         FirstPacket::Ssl | FirstPacket::GssEnc => encryption(session, client, reached).await,
         FirstPacket::Startup(_) | FirstPacket::Cancel(_) => login(session, client, reached).await.map(Outcome::Forward),
     }
@@ -42,7 +64,7 @@ pub(crate) async fn plaintext(
     client: &Leg,
     reached: &Reached,
     opening: &Opening,
-) -> Result<Option<Remembered>, Termination> {
+) -> Result<Ready, Termination> {
     to_backend(session, client, reached, opening.bytes.clone()).await?;
     login(session, client, reached).await
 }
@@ -60,12 +82,13 @@ async fn encryption(session: &Session, client: &Leg, reached: &Reached) -> Resul
         if answer.len() > 1 && first != Some(b'E') {
             return Err(Termination::HandshakeFailed);
         }
+        if let Some(b'S' | b'G') = first {
+            session.record.update(|details| details.tls = true);
+            session.record.count(0, answer.len() as u64);
+            return Ok(Outcome::Forward(Ready::encrypted(answer)));
+        }
         to_client(session, client, reached, answer).await?;
         match first {
-            Some(b'S' | b'G') => {
-                session.record.update(|details| details.tls = true);
-                return Ok(Outcome::Forward(None));
-            }
             Some(b'N') => {}
             Some(b'E') => return Err(Termination::LoginFailed),
             _ => return Err(Termination::HandshakeFailed),
@@ -81,10 +104,10 @@ async fn encryption(session: &Session, client: &Leg, reached: &Reached) -> Resul
 }
 
 /// From the forwarded StartupMessage to ReadyForQuery.
-async fn login(session: &Session, client: &Leg, reached: &Reached) -> Result<Option<Remembered>, Termination> {
+async fn login(session: &Session, client: &Leg, reached: &Reached) -> Result<Ready, Termination> {
     let backend = reached.place.backend();
     let mut from_server = Framer::default();
-    let mut from_user = Framer::default();
+    let mut from_user = Framer::of_client();
     let mut key = None;
     let mut refused = false;
     loop {
@@ -103,9 +126,11 @@ async fn login(session: &Session, client: &Leg, reached: &Reached) -> Result<Opt
             Event::ReadyForQuery => ready = true,
             Event::ErrorResponse => refused = true,
             Event::Lost => lost = true,
+            // A client's.
+            Event::ReplyDue => {}
         });
-        to_client(session, client, reached, answer).await?;
         if ready || lost {
+            session.record.count(0, answer.len() as u64);
             let key = key.map(|key| session.worker.proxy.cancel_keys.remember(key, backend.address));
             session.record.update(|details| {
                 let took = session.record.accepted.elapsed();
@@ -113,8 +138,10 @@ async fn login(session: &Session, client: &Leg, reached: &Reached) -> Result<Opt
                 details.times.handshake =
                     Some(before.into_iter().flatten().fold(took, |left, one| left.saturating_sub(one)));
             });
-            return Ok(key);
+            let stream = if lost { Stream::Unknown } else { Stream::Plain(from_server) };
+            return Ok(Ready { held: answer, stream, key });
         }
+        to_client(session, client, reached, answer).await?;
         while asks && !refused {
             let mut reply = Vec::new();
             from_client(session, client, reached, &mut reply).await?;
@@ -127,6 +154,12 @@ async fn login(session: &Session, client: &Leg, reached: &Reached) -> Result<Opt
             }
             asks = !from_user.at_boundary();
         }
+    }
+}
+
+impl Ready {
+    fn encrypted(held: Vec<u8>) -> Self {
+        Self { held, stream: Stream::Encrypted, key: None }
     }
 }
 

@@ -63,12 +63,12 @@ async fn steps(session: &Session, client: &Leg) -> Result<Termination, Terminati
             Err(failed) => return Err(end::refuse(session, client, opening, failed.reason, &failed.why).await),
         };
         match handshake::run(session, client, &reached, &opening).await? {
-            handshake::Outcome::Forward(key) => return Ok(relay::run(session, client, reached, key).await),
+            handshake::Outcome::Forward(ready) => return Ok(relay::run(session, client, reached, ready).await),
             // Encryption was refused: the client goes on in plaintext on the same connection, or cancels.
             handshake::Outcome::Again(next) if matches!(next.packet, FirstPacket::Cancel(_)) => opening = next,
             handshake::Outcome::Again(next) => {
-                let key = handshake::plaintext(session, client, &reached, &next).await?;
-                return Ok(relay::run(session, client, reached, key).await);
+                let ready = handshake::plaintext(session, client, &reached, &next).await?;
+                return Ok(relay::run(session, client, reached, ready).await);
             }
         }
     }

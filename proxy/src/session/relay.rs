@@ -3,13 +3,14 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::connect::Reached;
+use super::handshake::Ready;
 use super::leg::Leg;
 use super::{Phase, Session, Termination};
-use crate::pg::cancel::Remembered;
-use crate::splice::relay::{Job, ROAD};
+use crate::splice::relay::{Job, Outcome, ROAD};
 
-/// `_key` is remembered for as long as the session lives.
-pub(crate) async fn run(session: &Session, client: &Leg, reached: Reached, _key: Option<Remembered>) -> Termination {
+pub(crate) async fn run(session: &Session, client: &Leg, reached: Reached, ready: Ready) -> Termination {
+    // The key is remembered for as long as the session lives.
+    let Ready { held, key: _key, .. } = ready;
     let backend = reached.place.backend().clone();
     session.record.update(|details| {
         details.phase = Phase::Forward;
@@ -32,10 +33,15 @@ pub(crate) async fn run(session: &Session, client: &Leg, reached: Reached, _key:
         at_listener: session.listener.clone(),
         idle: timeouts.idle,
         half_closed: timeouts.half_closed,
+        held,
+        turn: None,
     };
     let mut forwarding = session.worker.relay.forward(job);
     let reason = tokio::select! {
-        reason = forwarding.ended() => reason,
+        outcome = forwarding.ended() => match outcome {
+            Outcome::Ended(reason) => reason,
+            Outcome::Turn { .. } => unreachable!("no turn was asked for"),
+        },
         reason = session.cut.ordered() => {
             forwarding.cut();
             // Until the engine lets go of both descriptors they must stay open.

@@ -13,8 +13,9 @@ use slab::Slab;
 use tokio::sync::oneshot;
 
 use super::buffers::{self, Buffers, GROUP, SMALL};
-use super::flow::{Chunk, Second, Session, Side, State};
-use super::{Inbox, Job, Order};
+use super::flow::{Chunk, Half, Second, Session, Side, State};
+use super::pause::Received;
+use super::{Inbox, Job, Order, Outcome};
 use crate::session::{SessionId, Termination};
 
 const SUBMISSIONS: u32 = 1024;
@@ -24,34 +25,37 @@ const COMPLETIONS: u32 = 8192;
 const TICK: types::Timespec = types::Timespec::new().sec(1);
 
 /// Fields are dropped in order: the io_uring before the buffers it points into.
-struct Engine {
+pub(super) struct Engine {
     ring: IoUring,
     /// `None` before Linux 5.19: every direction then has a buffer of its own.
-    buffers: Option<Buffers>,
-    sessions: Slab<Session>,
+    pub(super) buffers: Option<Buffers>,
+    pub(super) sessions: Slab<Session>,
     by_id: HashMap<SessionId, usize>,
     inbox: Arc<Inbox>,
     /// Where the read of the inbox's bell goes.
     rung: Box<u64>,
-    now: Second,
+    pub(super) now: Second,
 }
 
 /// What a completion belongs to, packed into its `user_data`: the low 3 bits say what, the rest which session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Tag {
+pub(super) enum Tag {
     Bell,
     Tick,
     Cancel,
+    /// A cancel that its session waits for.
+    Pause(usize),
     Receive(usize, Side),
     Send(usize, Side),
 }
 
 impl Tag {
-    fn pack(self) -> u64 {
+    pub(super) fn pack(self) -> u64 {
         let (what, session) = match self {
             Self::Bell => (0, 0),
             Self::Tick => (1, 0),
             Self::Cancel => (2, 0),
+            Self::Pause(session) => (3, session),
             Self::Receive(session, side) => (4 | side as u64, session),
             Self::Send(session, side) => (6 | side as u64, session),
         };
@@ -64,6 +68,7 @@ impl Tag {
         match data & 7 {
             0 => Self::Bell,
             1 => Self::Tick,
+            3 => Self::Pause(session),
             4 | 5 => Self::Receive(session, side),
             6 | 7 => Self::Send(session, side),
             _ => Self::Cancel,
@@ -154,19 +159,23 @@ impl Engine {
                 self.look_around()
             }
             Tag::Cancel => Ok(()),
+            Tag::Pause(index) => self.paused(index),
             Tag::Receive(index, side) => self.received(index, side, entry),
             Tag::Send(index, side) => self.sent(index, side, entry.result()),
         }
     }
 
-    fn begin(&mut self, job: Box<Job>, ended: oneshot::Sender<Termination>) -> io::Result<()> {
+    fn begin(&mut self, job: Box<Job>, ended: oneshot::Sender<Outcome>) -> io::Result<()> {
         let id = job.record.id;
         let index = self.sessions.insert(Session::new(job, ended, self.now));
         self.by_id.insert(id, index);
-        Side::BOTH.into_iter().try_for_each(|side| self.receive(index, side))
+        Side::BOTH.into_iter().try_for_each(|side| match self.sessions[index].halves[side as usize].state {
+            State::Sending { .. } => self.send(index, side),
+            _ => self.receive(index, side),
+        })
     }
 
-    fn receive(&mut self, index: usize, side: Side) -> io::Result<()> {
+    pub(super) fn receive(&mut self, index: usize, side: Side) -> io::Result<()> {
         let session = &mut self.sessions[index];
         let fd = types::Fd(session.fd(side));
         let half = &mut session.halves[side as usize];
@@ -198,6 +207,7 @@ impl Engine {
                 return self.reap(index);
             }
         }
+        let pausing = session.pausing.is_some();
         match result {
             0 => {
                 session.last_active = now;
@@ -209,18 +219,29 @@ impl Engine {
                 // SAFETY: plain system call on a descriptor that stays open until the job has ended.
                 // ENOTCONN: the sink was reset, which its own direction will report.
                 unsafe { libc::shutdown(sink, libc::SHUT_WR) };
-                Ok(())
+                if pausing { self.received_in_pause(index, side, Received::Something) } else { Ok(()) }
             }
             length if length > 0 => {
                 session.last_active = now;
                 let half = &mut session.halves[side as usize];
                 half.received(length as usize, pooled.map_or(Chunk::Private, Chunk::Pooled), now);
-                self.send(index, side)
+                let turn = session.watch.is_some() && self.is_turn(index, side);
+                match (pausing, turn) {
+                    (true, _) => self.received_in_pause(index, side, Received::Something),
+                    (false, true) => self.hold(index),
+                    (false, false) => self.send(index, side),
+                }
             }
             error => match -error {
+                libc::ECANCELED | libc::EINTR | libc::EAGAIN if pausing => {
+                    self.received_in_pause(index, side, Received::Nothing)
+                }
                 libc::EINTR | libc::EAGAIN => self.receive(index, side),
                 libc::ENOBUFS => {
                     session.halves[side as usize].private = Some(vec![0; SMALL].into_boxed_slice());
+                    if pausing {
+                        return self.received_in_pause(index, side, Received::Something);
+                    }
                     self.receive(index, side)
                 }
                 _ => self.end(index, side.reset()),
@@ -228,20 +249,15 @@ impl Engine {
         }
     }
 
-    fn send(&mut self, index: usize, side: Side) -> io::Result<()> {
+    pub(super) fn send(&mut self, index: usize, side: Side) -> io::Result<()> {
         let session = &mut self.sessions[index];
         let sink = types::Fd(session.fd(side.other()));
         let half = &session.halves[side as usize];
         let State::Sending { chunk, at, end, .. } = half.state else {
             unreachable!("a send follows a receive or a partial send")
         };
-        let start: *const u8 = match (chunk, &half.private, &self.buffers) {
-            (Chunk::Pooled(id), _, Some(buffers)) => buffers.start_of(id),
-            (Chunk::Private, Some(buffer), _) => buffer.as_ptr(),
-            _ => unreachable!("a chunk lies where it was received"),
-        };
-        // SAFETY: `at` is below `end`, which is what the kernel wrote into a buffer that starts here.
-        let start = unsafe { start.add(at as usize) };
+        // SAFETY: `at` is below `end`, which is how many bytes lie in the buffer that starts here.
+        let start = unsafe { start_of(chunk, half, self.buffers.as_ref()).add(at as usize) };
         let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
         let operation = opcode::Send::new(sink, start, end - at).flags(flags).build();
         session.in_flight += 1;
@@ -290,7 +306,7 @@ impl Engine {
                 .filter_map(|side| match session.halves[side as usize].state {
                     State::Receiving => Some(Tag::Receive(index, side)),
                     State::Sending { .. } => Some(Tag::Send(index, side)),
-                    State::Over => None,
+                    State::Held { .. } | State::Idle | State::Over => None,
                 })
                 .collect();
             if session.in_flight > 0 {
@@ -303,34 +319,45 @@ impl Engine {
         self.reap(index)
     }
 
-    fn reap(&mut self, index: usize) -> io::Result<()> {
+    pub(super) fn reap(&mut self, index: usize) -> io::Result<()> {
         let session = &self.sessions[index];
         if let (0, Some(reason)) = (session.in_flight, session.ending) {
-            let session = self.sessions.remove(index);
-            self.by_id.remove(&session.job.record.id);
+            let session = self.forget(index);
+            self.let_go(&session);
             session.finish(reason);
         }
         Ok(())
     }
 
-    /// Once a tick: publish counters, end what is overdue, and notice a reset on a side nobody reads from.
+    /// Only with nothing in flight.
+    pub(super) fn forget(&mut self, index: usize) -> Session {
+        let session = self.sessions.remove(index);
+        self.by_id.remove(&session.job.record.id);
+        session
+    }
+
+    /// Once a tick: publish counters, end what is overdue, give back what stands still and is to be, and notice a reset
+    /// on a side nobody reads from.
     fn look_around(&mut self) -> io::Result<()> {
         let now = self.now;
-        let mut ends = Vec::new();
+        let (mut ends, mut quiet) = (Vec::new(), Vec::new());
         for (index, session) in &mut self.sessions {
             session.publish();
             if session.ending.is_some() {
                 continue;
             }
             let unread = Side::BOTH.into_iter().find(|&side| match session.halves[side as usize].state {
-                State::Receiving => false,
+                State::Receiving | State::Held { .. } | State::Idle => false,
                 State::Sending { since, .. } => since != now && is_reset(session.fd(side)),
                 State::Over => is_reset(session.fd(side)),
             });
             if let Some(reason) = unread.map(Side::reset).or_else(|| session.overdue(now)) {
                 ends.push((index, reason));
+            } else if session.stands_still(now) {
+                quiet.push(index);
             }
         }
+        quiet.into_iter().try_for_each(|index| self.pause(index))?;
         ends.into_iter().try_for_each(|(index, reason)| self.end(index, reason))
     }
 
@@ -344,7 +371,7 @@ impl Engine {
         self.push(opcode::Timeout::new(&raw const TICK_AT).build().user_data(Tag::Tick.pack()))
     }
 
-    fn push(&mut self, operation: squeue::Entry) -> io::Result<()> {
+    pub(super) fn push(&mut self, operation: squeue::Entry) -> io::Result<()> {
         loop {
             // SAFETY: every buffer an operation points to lives in the session, in `buffers` or in `rung` until its
             // completion was taken: a session is removed only with nothing in flight, its descriptors likewise.
@@ -357,6 +384,15 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// Where the bytes of a chunk lie.
+pub(super) fn start_of(chunk: Chunk, half: &Half, buffers: Option<&Buffers>) -> *const u8 {
+    match (chunk, &half.private, buffers) {
+        (Chunk::Pooled(id), _, Some(buffers)) => buffers.start_of(id),
+        (Chunk::Private, Some(buffer), _) => buffer.as_ptr(),
+        _ => unreachable!("a chunk lies where it was received"),
     }
 }
 
@@ -390,14 +426,4 @@ fn build_ring() -> io::Result<IoUring> {
 const _: () = assert!(buffers::LARGE <= u32::MAX as usize);
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tag_survives_its_packing() {
-        let tags = [Tag::Bell, Tag::Tick, Tag::Cancel, Tag::Receive(0, Side::Client), Tag::Receive(7, Side::Backend)];
-        for tag in tags.into_iter().chain([Tag::Send(0, Side::Backend), Tag::Send(1 << 40, Side::Client)]) {
-            assert_eq!(Tag::unpack(tag.pack()), tag);
-        }
-    }
-}
+mod tests;

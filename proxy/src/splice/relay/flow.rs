@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::oneshot;
 
-use super::Job;
 use super::buffers::{LARGE, SMALL};
+use super::turn::Watch;
+use super::{Job, Outcome};
 use crate::session::Termination;
 
 /// Seconds of the engine's own clock.
@@ -46,7 +47,7 @@ impl Side {
 /// One session in the engine.
 pub struct Session {
     pub job: Box<Job>,
-    ended: oneshot::Sender<Termination>,
+    ended: oneshot::Sender<Outcome>,
     /// By the side the bytes come from.
     pub halves: [Half; 2],
     /// Operations the kernel has not completed. The session is forgotten only at zero.
@@ -56,6 +57,18 @@ pub struct Session {
     /// Who ended its direction first, and when.
     pub half_closed: Option<(Side, Second)>,
     pub last_active: Second,
+    /// Looks for the moment to give the session back.
+    pub watch: Option<Box<Watch>>,
+    /// Its receives are being cancelled, to give it back if they turn out to have received nothing.
+    pub pausing: Option<Pause>,
+}
+
+/// What a session's sides did while its receives were being cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    Silent,
+    /// One sent something after all: the session goes on.
+    Spoke,
 }
 
 /// One direction.
@@ -78,6 +91,13 @@ pub enum State {
         end: u32,
         since: Second,
     },
+    /// Received, and perhaps given back instead of sent. Only while [`Session::pausing`].
+    Held {
+        chunk: Chunk,
+        end: u32,
+    },
+    /// Its receive was cancelled and had received nothing. Only while [`Session::pausing`].
+    Idle,
     /// The source sent FIN, and it was passed on.
     Over,
 }
@@ -90,10 +110,20 @@ pub enum Chunk {
 }
 
 impl Session {
-    pub fn new(job: Box<Job>, ended: oneshot::Sender<Termination>, now: Second) -> Self {
-        let half = || Half { state: State::Receiving, private: None, streak: 0, uncounted: 0 };
-        let halves = [half(), half()];
-        Self { job, ended, halves, in_flight: 0, ending: None, half_closed: None, last_active: now }
+    pub fn new(mut job: Box<Job>, ended: oneshot::Sender<Outcome>, now: Second) -> Self {
+        let halves = [Half::new(), Half::holding(std::mem::take(&mut job.held), now)];
+        let watch = job.turn.take().map(|turn| Box::new(Watch::new(turn)));
+        Self {
+            job,
+            ended,
+            halves,
+            in_flight: 0,
+            ending: None,
+            half_closed: None,
+            last_active: now,
+            watch,
+            pausing: None,
+        }
     }
 
     pub fn fd(&self, side: Side) -> RawFd {
@@ -105,6 +135,8 @@ impl Session {
 
     /// `from` sent FIN. Returns how the session ends if both have now.
     pub fn end_of(&mut self, from: Side, now: Second) -> Option<Termination> {
+        // A road takes whole sessions only.
+        self.watch = None;
         self.halves[from as usize].state = State::Over;
         let (first, _) = *self.half_closed.get_or_insert((from, now));
         self.halves.iter().all(|half| half.state == State::Over).then(|| first.closed())
@@ -120,6 +152,15 @@ impl Session {
             _ if passed(self.last_active, self.job.idle) => Some(Termination::IdleTimeout),
             _ => None,
         }
+    }
+
+    /// Whether it is to be given back because nothing moved for a whole tick.
+    pub fn stands_still(&self, now: Second) -> bool {
+        let waits = |half: &Half| half.state == State::Receiving;
+        self.pausing.is_none()
+            && now.wrapping_sub(self.last_active) > 1
+            && self.halves.iter().all(waits)
+            && self.watch.as_ref().is_some_and(|watch| watch.wants_quiet())
     }
 
     /// Adds what was forwarded since the last time to the counters others read.
@@ -139,11 +180,32 @@ impl Session {
     pub fn finish(mut self, reason: Termination) {
         self.publish();
         // Nobody waits only when the process is ending.
-        let _ = self.ended.send(reason);
+        let _ = self.ended.send(Outcome::Ended(reason));
+    }
+
+    /// The session is its task's again, with what the backend said last.
+    pub fn give_back(mut self, held: Vec<u8>) {
+        self.publish();
+        let framer = self.watch.take().and_then(|watch| watch.into_framer());
+        let _ = self.ended.send(Outcome::Turn { held, framer });
     }
 }
 
 impl Half {
+    fn new() -> Self {
+        Self { state: State::Receiving, private: None, streak: 0, uncounted: 0 }
+    }
+
+    /// One that begins by sending bytes which were counted already.
+    fn holding(held: Vec<u8>, now: Second) -> Self {
+        if held.is_empty() {
+            return Self::new();
+        }
+        let state = State::Sending { chunk: Chunk::Private, at: 0, end: held.len() as u32, since: now };
+        // The streak lets go of the buffer once it is sent.
+        Self { state, private: Some(held.into_boxed_slice()), streak: -1, uncounted: 0 }
+    }
+
     /// A chunk of `length` bytes arrived.
     pub fn received(&mut self, length: usize, chunk: Chunk, now: Second) {
         self.uncounted += length as u64;

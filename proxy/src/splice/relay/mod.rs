@@ -7,10 +7,14 @@
 //! Bounds: a direction is either receiving or sending, never both, so what a session holds in user space is at most one
 //! chunk a direction: [`buffers::SMALL`] or, while it streams, [`buffers::LARGE`] bytes. A reader that stops therefore
 //! stops the other side through TCP's own window, after both kernel socket buffers are full.
+//!
+//! A session may be given back at its next [`Turn`], for another road to take over ([`pause`]).
 
 mod buffers;
 mod engine;
 mod flow;
+mod pause;
+mod turn;
 
 use std::fs::File;
 use std::io;
@@ -22,6 +26,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+pub use turn::Turn;
+
+use crate::pg::frame::Framer;
 use crate::pool::Backend;
 use crate::proxy::Listener;
 use crate::session::{SessionId, SessionRecord, Termination};
@@ -41,6 +48,22 @@ pub struct Job {
     pub idle: Duration,
     /// Zero: no limit.
     pub half_closed: Duration,
+    /// From the backend, counted already: sent to the client before anything else.
+    pub held: Vec<u8>,
+    /// Give the session back at such a moment; `None`: forward to the end.
+    pub turn: Option<Turn>,
+}
+
+/// What became of a session. The engine does not touch its descriptors any more.
+#[derive(Debug)]
+pub enum Outcome {
+    Ended(Termination),
+    /// It is given back: nothing is in flight, and neither side owes a word. `held` came from the backend and was
+    /// counted, but not sent to the client; the framer has seen it. Both are empty after [`Turn::Quiet`].
+    Turn {
+        held: Vec<u8>,
+        framer: Option<Framer>,
+    },
 }
 
 /// A relay engine, seen from the session thread it belongs to.
@@ -56,7 +79,7 @@ struct Inbox {
 
 #[derive(Debug)]
 enum Order {
-    Forward(Box<Job>, oneshot::Sender<Termination>),
+    Forward(Box<Job>, oneshot::Sender<Outcome>),
     Cut(SessionId),
 }
 
@@ -65,7 +88,7 @@ enum Order {
 pub struct Forwarding {
     id: SessionId,
     relay: Relay,
-    ended: oneshot::Receiver<Termination>,
+    ended: oneshot::Receiver<Outcome>,
 }
 
 impl Relay {
@@ -92,14 +115,14 @@ impl Relay {
 }
 
 impl Forwarding {
-    /// Why it ended. From then on the engine does not touch the descriptors any more. May be called again after it was
-    /// dropped half-way.
-    pub async fn ended(&mut self) -> Termination {
+    /// Why it ended, or its turn. From then on the engine does not touch the descriptors any more. May be called again
+    /// after it was dropped half-way.
+    pub async fn ended(&mut self) -> Outcome {
         // The engine answers every job; it cannot end before the process does.
-        (&mut self.ended).await.unwrap_or(Termination::Resource)
+        (&mut self.ended).await.unwrap_or(Outcome::Ended(Termination::Resource))
     }
 
-    /// Stop forwarding at once. [`Self::ended`] then completes soon.
+    /// Stop forwarding at once. [`Self::ended`] then completes soon; a turn may have come first.
     pub fn cut(&self) {
         self.relay.0.put(Order::Cut(self.id));
     }
