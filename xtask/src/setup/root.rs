@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::quiet;
 
-const RELEASE: &str = "trixie";
+pub const RELEASE: &str = "trixie";
 
 /// Servers, the peers of the bench, drivers people use, and the tools the lab itself calls inside a host.
 const PACKAGES: &[&str] = &[
@@ -88,7 +88,7 @@ pub fn make(folder: &Path) -> Result<()> {
 }
 
 /// The mirror this machine takes Debian from. Who a list is from is known only once it has been fetched.
-fn mirror() -> Result<String> {
+pub fn mirror() -> Result<String> {
     let find = || -> Result<Option<String>> {
         let lists =
             quiet(Command::new("apt-get").args(["indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)"]))?;
@@ -104,7 +104,7 @@ fn mirror() -> Result<String> {
 }
 
 /// What the machine's apt knows of proxies and certificates: mmdebstrap's apt starts without any of it.
-fn proxy_settings() -> Result<String> {
+pub fn proxy_settings() -> Result<String> {
     let all = quiet(Command::new("apt-config").args(["dump", "Acquire"]))?;
     let keep = |line: &&str| ["Acquire::http", "Acquire::https"].iter().any(|head| line.starts_with(head));
     Ok(String::from_utf8_lossy(&all).lines().filter(keep).map(|line| format!("{line}\n")).collect())
