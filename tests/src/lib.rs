@@ -10,6 +10,7 @@ pub mod local;
 pub mod postgres;
 pub mod proxy;
 pub mod raw;
+pub mod stores;
 
 use std::sync::OnceLock;
 

@@ -3,14 +3,12 @@
 // A test stops at the first thing that goes wrong.
 #![allow(clippy::unwrap_used)]
 
-#[path = "etcd/certificates.rs"]
-mod certificates;
-
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pgsplice::cluster::proof::{Answer, Prober};
 use pgsplice::config::{ProofConfig, TlsFiles};
+use pgsplice_tests::stores::certificates;
 use tempfile::TempDir;
 
 /// `openssl s_server -HTTP` answers with the file named in the request, to those whose certificate our CA signed.

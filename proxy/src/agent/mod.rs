@@ -15,9 +15,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::cluster::resolve::HostPort;
-use crate::cluster::store::{EtcdStore, Places, Registration, Store};
+use crate::cluster::store::{self, Places, Registration};
 use crate::cluster::{self, Bouncer, BouncerState, ClusterHandle, ClusterView};
-use crate::config::StoreConfig;
 use crate::config::agent::AgentConfig;
 
 use console::Console;
@@ -213,8 +212,7 @@ impl Agent {
         let (value, receiver) = watch::channel(json);
         let key = format!("{}{}", Places::of(&self.config.cluster).bouncers, self.config.name);
         let entry = Registration { key, value: receiver, ttl: self.config.lease_ttl };
-        let StoreConfig::Etcd(etcd) = &self.config.cluster.store;
-        let task = tokio::spawn(EtcdStore::new(etcd.clone()).register(entry));
+        let task = tokio::spawn(store::register(&self.config.cluster, entry));
         Registry { value, task, last }
     }
 

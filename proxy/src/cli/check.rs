@@ -6,8 +6,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use crate::config::{
-    self, BackendSource, Config, ConfigError, ConfigErrors, NodeAddress, Pool, ProbeKind, SpliceRoad, StoreConfig,
-    Warning, settings,
+    self, BackendSource, Config, ConfigError, ConfigErrors, NodeAddress, Pool, ProbeKind, SpliceRoad, Warning, settings,
 };
 use crate::session::worker::probe_free;
 
@@ -107,11 +106,11 @@ fn summary(config: &Config) -> String {
         }
     }
     for (name, cluster) in &config.clusters {
-        let StoreConfig::Etcd(etcd) = &cluster.store;
         let (namespace, scope) = (&cluster.namespace, &cluster.scope);
         let group = cluster.citus_group.map(|group| format!("/{group}")).unwrap_or_default();
         let prefix = format!("{}/{scope}{group}", namespace.trim_end_matches('/'));
-        text.push_str(&format!("  cluster {name}  etcd {}  {prefix}/\n", etcd.endpoints.join(", ")));
+        let store = format!("{} {}", cluster.store.kind(), cluster.store.addresses().join(", "));
+        text.push_str(&format!("  cluster {name}  {store}  {prefix}/\n"));
     }
     if !config.guard.interfaces.is_empty() {
         text.push_str(&format!("  guard on {}\n", config.guard.interfaces.join(", ")));

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::proof::{Answer, Prober};
 use super::resolve::Resolver;
-use super::store::{EtcdStore, Places, Store, StoreEvent};
+use super::store::{self, StoreEvent};
 use super::truth::{Input, Now, Rules, Truth};
 use super::{ClusterView, StoreHealth};
 use crate::config;
@@ -115,11 +115,8 @@ impl Follower {
 
     fn start_store(&self) -> StoreFeed {
         let (sender, events) = mpsc::channel(16);
-        let places = Places::of(&self.config);
         let mut task = JoinSet::new();
-        match &self.config.store {
-            config::StoreConfig::Etcd(etcd) => task.spawn(EtcdStore::new(etcd.clone()).follow(places, sender)),
-        };
+        task.spawn(store::follow(&self.config, sender));
         StoreFeed { events, _task: task }
     }
 

@@ -4,10 +4,12 @@
 //! members [prove](proof), and the result is one immutable [`ClusterView`] at a time.
 
 mod follow;
+mod http;
 pub mod patroni;
 pub mod proof;
 pub mod resolve;
 pub mod store;
+mod tls;
 pub mod truth;
 pub mod view;
 

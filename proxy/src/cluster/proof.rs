@@ -4,14 +4,12 @@
 //! `primary` exactly if `pg_is_in_recovery()` is false. Where the query failed it repeats what it remembers, without
 //! a timeline and with a state other than `running` (`patroni/api.py`, `get_postgresql_status`).
 
-mod tls;
-
 use std::time::Duration;
 
-use reqwest::{Client, Url};
+use reqwest::Url;
 use serde_json::Value;
 
-pub use self::tls::TlsError;
+use super::http::{self, ClientError};
 use super::patroni;
 use crate::config::ProofConfig;
 
@@ -77,42 +75,22 @@ impl Answer {
     }
 }
 
-/// `master` until Patroni 4.
-pub fn is_primary_role(role: &str) -> bool {
-    matches!(role, "primary" | "master")
-}
-
 /// Asks members; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Prober {
-    client: Client,
+    client: reqwest::Client,
     scope: String,
     timeout: Duration,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum ProberError {
-    #[error("proof.tls: {0}")]
-    Tls(#[from] TlsError),
-    #[error("proof: {0}")]
-    Build(#[from] reqwest::Error),
-}
+#[error("proof{0}")]
+pub struct ProberError(#[from] ClientError);
 
 impl Prober {
     /// Reads the TLS files.
     pub fn new(config: &ProofConfig, scope: &str) -> Result<Self, ProberError> {
-        super::install_crypto();
-        // Proxy settings of the environment must not stand between us and a member.
-        let mut builder = Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(config.timeout)
-            .connect_timeout(config.timeout)
-            .pool_max_idle_per_host(1);
-        if let Some(tls) = tls::client_config(&config.tls)? {
-            builder = builder.tls_backend_preconfigured(tls);
-        }
-        let client = builder.build()?;
+        let client = http::client(&config.tls, config.timeout)?;
         Ok(Self { client, scope: scope.into(), timeout: config.timeout })
     }
 
@@ -129,30 +107,19 @@ impl Prober {
         let mut url = Url::parse(api_url).map_err(|error| format!("api_url {api_url:?}: {error}"))?;
         url.set_path("/patroni");
         url.set_query(None);
-        let mut response = self.client.get(url).send().await.map_err(|error| cause(&error))?;
+        let response = self.client.get(url).send().await.map_err(|error| http::cause(&error))?;
         let status = response.status().as_u16();
         // `/patroni` is always 200; 503 is what the health checks answer with the same body.
         if status != 200 && status != 503 {
             return Err(format!("answered HTTP {status}"));
         }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| cause(&error))? {
-            if body.len() + chunk.len() > MAX_BODY {
-                return Err(format!("its answer is longer than {MAX_BODY} bytes"));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
+        http::body(response, MAX_BODY).await
     }
 }
 
-/// The innermost cause: "Connection refused" rather than "error sending request for url".
-fn cause(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
+/// `master` until Patroni 4.
+pub fn is_primary_role(role: &str) -> bool {
+    matches!(role, "primary" | "master")
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod read;
 mod report;
 pub mod settings;
 mod source;
+mod stores;
 #[cfg(test)]
 mod tests;
 pub mod units;

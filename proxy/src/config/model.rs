@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::report::Origin;
+pub use super::stores::*;
 
 /// One whole configuration file, or the one made from `--listen` and `--backend`.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -171,59 +172,6 @@ impl Default for Cluster {
             leader_absent_debounce: Duration::from_secs(1),
         }
     }
-}
-
-/// Where Patroni keeps its keys.
-#[derive(Clone, Debug, PartialEq)]
-pub enum StoreConfig {
-    Etcd(EtcdConfig),
-}
-
-#[derive(Clone, PartialEq)]
-pub struct EtcdConfig {
-    /// `http://host:2379` or `https://host:2379`.
-    pub endpoints: Vec<String>,
-    pub user: Option<String>,
-    /// Read from `password` or `password_file`.
-    pub password: Option<String>,
-    pub tls: TlsFiles,
-    pub connect_timeout: Duration,
-    pub keepalive_interval: Duration,
-    pub keepalive_timeout: Duration,
-}
-
-impl std::fmt::Debug for EtcdConfig {
-    /// Never prints the password.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EtcdConfig")
-            .field("endpoints", &self.endpoints)
-            .field("user", &self.user)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Default for EtcdConfig {
-    fn default() -> Self {
-        Self {
-            endpoints: Vec::new(),
-            user: None,
-            password: None,
-            tls: TlsFiles::default(),
-            connect_timeout: Duration::from_secs(2),
-            keepalive_interval: Duration::from_secs(2),
-            keepalive_timeout: Duration::from_secs(2),
-        }
-    }
-}
-
-/// PEM files; `ca` verifies the server, `cert` and `key` (both or neither) identify us.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct TlsFiles {
-    pub ca: Option<PathBuf>,
-    pub cert: Option<PathBuf>,
-    pub key: Option<PathBuf>,
-    /// Name to verify instead of the endpoint's host.
-    pub server_name: Option<String>,
 }
 
 /// `[cluster.NAME.proof]`: Patroni's REST API is asked `GET /patroni` on each member's `api_url`.

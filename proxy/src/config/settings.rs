@@ -108,27 +108,7 @@ pub fn cluster(Cluster { store, namespace, scope, citus_group, proof, leader_abs
             ("leader_absent_debounce", duration(*leader_absent_debounce)),
         ],
     );
-    let StoreConfig::Etcd(EtcdConfig {
-        endpoints,
-        user,
-        password,
-        tls: etcd_tls,
-        connect_timeout,
-        keepalive_interval,
-        keepalive_timeout,
-    }) = store;
-    settings.extend(section(
-        "etcd.",
-        [
-            ("endpoints", list(endpoints)),
-            ("user", optional(user.as_ref().map(text))),
-            ("password", optional(password.clone().map(Value::Secret))),
-            ("connect_timeout", duration(*connect_timeout)),
-            ("keepalive_interval", duration(*keepalive_interval)),
-            ("keepalive_timeout", duration(*keepalive_timeout)),
-        ],
-    ));
-    settings.extend(tls("etcd.tls.", etcd_tls));
+    settings.extend(self::store(store));
     let ProofConfig { interval, fast_interval, timeout, tls: proof_tls } = proof;
     settings.extend(section(
         "proof.",
@@ -139,6 +119,53 @@ pub fn cluster(Cluster { store, namespace, scope, citus_group, proof, leader_abs
         ],
     ));
     settings.extend(tls("proof.tls.", proof_tls));
+    settings
+}
+
+pub fn store(store: &StoreConfig) -> Settings {
+    let secret = |value: &Option<String>| optional(value.clone().map(Value::Secret));
+    let mut settings = match store {
+        StoreConfig::Etcd(EtcdConfig { endpoints, user, password, .. }) => section(
+            "etcd.",
+            [
+                ("endpoints", list(endpoints)),
+                ("user", optional(user.as_ref().map(text))),
+                ("password", secret(password)),
+            ],
+        ),
+        StoreConfig::Consul(ConsulConfig { endpoints, token, datacenter, .. }) => section(
+            "consul.",
+            [
+                ("endpoints", list(endpoints)),
+                ("token", secret(token)),
+                ("datacenter", optional(datacenter.as_ref().map(text))),
+            ],
+        ),
+        StoreConfig::Zookeeper(ZookeeperConfig { hosts, user, password, .. }) => section(
+            "zookeeper.",
+            [("hosts", list(hosts)), ("user", optional(user.as_ref().map(text))), ("password", secret(password))],
+        ),
+        StoreConfig::Rest(RestConfig { endpoints }) => section("rest.", [("endpoints", list(endpoints))]),
+    };
+    match store {
+        StoreConfig::Etcd(EtcdConfig { tls, connect_timeout, keepalive_interval, keepalive_timeout, .. })
+        | StoreConfig::Consul(ConsulConfig { tls, connect_timeout, keepalive_interval, keepalive_timeout, .. })
+        | StoreConfig::Zookeeper(ZookeeperConfig {
+            tls, connect_timeout, keepalive_interval, keepalive_timeout, ..
+        }) => {
+            let prefix = format!("{}.", store.kind());
+            settings.extend(section(
+                &prefix,
+                [
+                    ("connect_timeout", duration(*connect_timeout)),
+                    ("keepalive_interval", duration(*keepalive_interval)),
+                    ("keepalive_timeout", duration(*keepalive_timeout)),
+                ],
+            ));
+            settings.extend(self::tls(&format!("{prefix}tls."), tls));
+        }
+        StoreConfig::Rest(_) => {}
+    }
     settings
 }
 

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::model::{
-    BackendConfig, BackendSource, Cluster, Config, Listener, Pool, Probe, ProbeKind, Splice, SpliceMode, SpliceRoad,
-    StoreConfig, Tcp, TlsFiles,
+    BackendConfig, BackendSource, Cluster, Config, Listener, NodeAddress, Pool, Probe, ProbeKind, Splice, SpliceMode,
+    SpliceRoad, StoreConfig, Tcp, TlsFiles,
 };
 use super::report::Report;
 use super::settings::{splice_mode_name, splice_road_name};
@@ -53,23 +53,48 @@ fn cluster_of(pool: &Pool) -> Option<&String> {
 }
 
 fn check_cluster(path: &str, cluster: &Cluster, report: &mut Report) {
-    let StoreConfig::Etcd(etcd) = &cluster.store;
-    let secure = etcd.endpoints.iter().filter(|endpoint| endpoint.starts_with("https://")).count();
-    let endpoints = format!("{path}.etcd.endpoints");
-    if secure > 0 && secure < etcd.endpoints.len() {
-        report.error(&endpoints, "some are http and some https", "one of the two for all");
-    }
-    if secure == 0 && etcd.tls != TlsFiles::default() && !etcd.endpoints.is_empty() {
-        report.warn(&format!("{path}.etcd.tls"), "not used, because no endpoint is https");
-    }
-    if secure == 0 && etcd.password.is_some() && !etcd.endpoints.is_empty() {
-        report.warn(&endpoints, "the etcd password crosses the network in the clear, because no endpoint is https");
-    }
-    check_duplicates(&endpoints, &etcd.endpoints, report);
+    check_store(path, &cluster.store, report);
     let proof = &cluster.proof;
     if proof.fast_interval > proof.interval {
         let (fast, normal) = (show_duration(proof.fast_interval), show_duration(proof.interval));
         report.warn(&format!("{path}.proof.fast_interval"), format!("{fast} is longer than the interval of {normal}"));
+    }
+}
+
+fn check_store(path: &str, store: &StoreConfig, report: &mut Report) {
+    let path = format!("{path}.{}", store.kind());
+    let (tls, secret, list) = match store {
+        StoreConfig::Etcd(etcd) => (&etcd.tls, etcd.password.as_ref().map(|_| "the etcd password"), "endpoints"),
+        StoreConfig::Consul(consul) => (&consul.tls, consul.token.as_ref().map(|_| "the Consul token"), "endpoints"),
+        StoreConfig::Zookeeper(zookeeper) => {
+            (&zookeeper.tls, zookeeper.password.as_ref().map(|_| "the ZooKeeper password"), "hosts")
+        }
+        StoreConfig::Rest(_) => (&TlsFiles::default(), None, "endpoints"),
+    };
+    let addresses = store.addresses();
+    let list = format!("{path}.{list}");
+    check_duplicates(&list, addresses, report);
+    if addresses.is_empty() {
+        return;
+    }
+    if let StoreConfig::Zookeeper(_) = store {
+        if tls.ca.is_none() && *tls != TlsFiles::default() {
+            report.error(&format!("{path}.tls"), "there is no ca", "the ca that turns TLS on");
+        }
+        if let (None, Some(secret)) = (&tls.ca, secret) {
+            report.warn(&list, format!("{secret} crosses the network in the clear, because there is no tls.ca"));
+        }
+        return;
+    }
+    let secure = addresses.iter().filter(|endpoint| endpoint.starts_with("https://")).count();
+    if secure > 0 && secure < addresses.len() {
+        report.error(&list, "some are http and some https", "one of the two for all");
+    }
+    if secure == 0 && *tls != TlsFiles::default() {
+        report.warn(&format!("{path}.tls"), "not used, because no endpoint is https");
+    }
+    if let (0, Some(secret)) = (secure, secret) {
+        report.warn(&list, format!("{secret} crosses the network in the clear, because no endpoint is https"));
     }
 }
 
@@ -78,8 +103,20 @@ fn check_pool(path: &str, pool: &Pool, config: &Config, report: &mut Report) {
         let (problem, expected) = no_such("cluster", cluster, config.clusters.keys());
         report.error(&format!("{path}.cluster"), problem, expected);
     }
-    if let BackendSource::Static(backends) = &pool.source {
-        check_backends(path, backends, config, report);
+    match &pool.source {
+        BackendSource::Static(backends) => check_backends(path, backends, config, report),
+        BackendSource::Fleet { cluster } => {
+            if has_rest(config, cluster) {
+                let problem = "agents cannot register through Patroni's REST API";
+                report.error(&format!("{path}.route"), problem, "route = \"node-local\", or backend sections");
+            }
+        }
+        BackendSource::NodeLocal { cluster, address, .. } => {
+            if has_rest(config, cluster) && *address == NodeAddress::ProxyUrl {
+                let problem = "Patroni's REST API does not tell a member's proxy_url";
+                report.error(&format!("{path}.address"), problem, "a port number such as 6432, or \"conn-url\"");
+            }
+        }
     }
     check_probe(&format!("{path}.probe"), &pool.probe, report);
     check_tcp(&format!("{path}.tcp"), &pool.tcp, report);
@@ -91,6 +128,10 @@ fn check_pool(path: &str, pool: &Pool, config: &Config, report: &mut Report) {
     if pool.queue.size == 0 && report.origin.has(&format!("{queue}.timeout")) {
         report.warn(&format!("{queue}.timeout"), "nobody waits, because the queue's size is 0");
     }
+}
+
+fn has_rest(config: &Config, cluster: &str) -> bool {
+    config.clusters.get(cluster).is_some_and(|cluster| matches!(cluster.store, StoreConfig::Rest(_)))
 }
 
 fn check_backends(path: &str, backends: &[BackendConfig], config: &Config, report: &mut Report) {

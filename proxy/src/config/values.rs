@@ -102,9 +102,9 @@ pub(super) fn protocol_text<'k>(what: &'k str) -> Kind<'k, String> {
     })
 }
 
-/// Like [`protocol_text`], never repeated in a message.
-pub(super) fn password<'k>() -> Kind<'k, String> {
-    Kind::new("a password in quotes", |value| match value.as_str() {
+/// Like [`protocol_text`], never repeated in a message. `what` is a password, a token.
+pub(super) fn secret<'k>(what: &str) -> Kind<'k, String> {
+    Kind::new(format!("a {what} in quotes"), |value| match value.as_str() {
         None => Err("this is not text".into()),
         Some("") => Err("this is empty".into()),
         Some(text) if text.contains('\0') => Err("this has a zero byte".into()),
@@ -368,9 +368,9 @@ pub(super) fn readable_file<'k>(what: &str, folder: &'k Path) -> Kind<'k, PathBu
     })
 }
 
-/// `http://host[:port]` or `https://…`, without a path; the port is 2379 unless given.
-pub(super) fn endpoint<'k>() -> Kind<'k, String> {
-    Kind::new("a URL such as http://10.0.0.1:2379 or https://etcd1:2379", |value| {
+/// `http://host[:port]` or `https://…`, without a path; with the port it has unless given.
+pub(super) fn endpoint<'k>(default_port: u16, example: &'k str) -> Kind<'k, String> {
+    Kind::new(format!("a URL such as http://10.0.0.1:{default_port} or {example}"), move |value| {
         let text = string(value)?;
         let (scheme, rest) = match text.split_once("://") {
             Some((scheme @ ("http" | "https"), rest)) => (scheme, rest),
@@ -381,18 +381,28 @@ pub(super) fn endpoint<'k>() -> Kind<'k, String> {
         if authority.contains(['/', '?', '#', '@']) || authority.contains(char::is_whitespace) {
             return Err(format!("{text:?} is more than scheme, host and port"));
         }
-        let has_port = authority.rfind(':') > authority.rfind(']');
-        let authority = if has_port { authority.to_owned() } else { format!("{authority}:2379") };
-        let (host, port) = host_and_port(&authority)?;
-        let is_ip = authority.parse::<SocketAddr>().is_ok();
-        if port == 0 {
-            return Err(format!("{text:?} has port 0"));
-        }
-        if !is_ip && !is_host_name(host) {
-            return Err(format!("{host:?} is neither an IP address nor a host name"));
-        }
-        Ok(format!("{scheme}://{authority}"))
+        Ok(format!("{scheme}://{}", with_port(authority, default_port)?))
     })
+}
+
+/// `host[:port]` of a ZooKeeper server.
+pub(super) fn zookeeper_host<'k>() -> Kind<'k, String> {
+    Kind::new("host:port such as 10.0.0.1:2181 or zk1:2181", |value| with_port(string(value)?, 2181))
+}
+
+/// Host and port, the latter as given or else this one.
+fn with_port(text: &str, default_port: u16) -> Result<String, String> {
+    let has_port = text.rfind(':') > text.rfind(']');
+    let authority = if has_port { text.to_owned() } else { format!("{text}:{default_port}") };
+    let (host, port) = host_and_port(&authority)?;
+    let is_ip = authority.parse::<SocketAddr>().is_ok();
+    if port == 0 {
+        return Err(format!("{text:?} has port 0"));
+    }
+    if !is_ip && !is_host_name(host) {
+        return Err(format!("{host:?} is neither an IP address nor a host name"));
+    }
+    Ok(authority)
 }
 
 /// A `tracing` filter.

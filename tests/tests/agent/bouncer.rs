@@ -21,7 +21,7 @@ pub struct PgBouncer {
 impl PgBouncer {
     pub fn start() -> Self {
         let folder = TempDir::new().unwrap();
-        let port = super::etcd::free_port();
+        let port = pgsplice_tests::stores::free_port();
         let mut bouncer = Self { port, folder, process: None };
         let ini = format!(
             "%include {databases}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir = {dir}\n\

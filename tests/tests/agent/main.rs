@@ -5,10 +5,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod bouncer;
-// The etcd tests need more of it.
-#[allow(dead_code)]
-#[path = "../etcd/server.rs"]
-mod etcd;
 mod member;
 
 use std::time::{Duration, Instant};
@@ -17,11 +13,11 @@ use etcd_client::Client;
 use pgsplice::agent;
 use pgsplice::cluster::{Bouncer, BouncerState};
 use pgsplice::config::agent::AgentConfig;
+use pgsplice_tests::stores::Etcd;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use bouncer::PgBouncer;
-use etcd::Etcd;
 use member::Member;
 
 /// A cluster of two members, one PgBouncer and its agent.
@@ -40,7 +36,7 @@ struct Agent {
 impl World {
     /// pg1 holds the key and proves primary.
     async fn new() -> Self {
-        let etcd = Etcd::start(1);
+        let etcd = Etcd::start_many(1);
         let mut store = etcd.client().await;
         let members = [Member::start("pg1").await, Member::start("pg2").await];
         for (member, host) in members.iter().zip(["127.1.0.1", "127.1.0.2"]) {

@@ -43,11 +43,18 @@ const JARS: &[&str] = &[
     "commons-io.jar",
 ];
 
-const KAZOO: &str = "python3-kazoo";
+/// Patroni's client of ZooKeeper.
+const KAZOO: &[&str] = &["python3-kazoo", "python3-six"];
 
 /// Everything these depend on; the mirror is not part of it.
 pub fn recipe() -> String {
-    format!("{CONSUL_RELEASE} {CONSUL}\n{} {}\n{}\n{KAZOO}", root::RELEASE, ZOOKEEPER.join(" "), JARS.join(" "))
+    format!(
+        "{CONSUL_RELEASE} {CONSUL}\n{} {}\n{}\n{}",
+        root::RELEASE,
+        ZOOKEEPER.join(" "),
+        JARS.join(" "),
+        KAZOO.join(" ")
+    )
 }
 
 pub fn make(folder: &Path) -> Result<()> {
@@ -55,7 +62,7 @@ pub fn make(folder: &Path) -> Result<()> {
     let apt = Apt::new(fetched.path())?;
     let unpacked = fetched.path().join("unpacked");
     fs::create_dir(&unpacked)?;
-    for package in apt.download(ZOOKEEPER.iter().chain([&CONSUL, &KAZOO]))? {
+    for package in apt.download(ZOOKEEPER.iter().chain([&CONSUL]).chain(KAZOO))? {
         quiet(Command::new("dpkg-deb").arg("-x").arg(package).arg(&unpacked))?;
     }
 
@@ -66,9 +73,8 @@ pub fn make(folder: &Path) -> Result<()> {
         let from = unpacked.join("usr/share/java").join(jar);
         fs::copy(&from, folder.join("java").join(jar)).with_context(|| format!("no package holds {jar}"))?;
     }
-    let python = folder.join("python");
-    fs::create_dir(&python)?;
-    quiet(Command::new("cp").arg("-r").arg(unpacked.join("usr/lib/python3/dist-packages/kazoo")).arg(&python))?;
+    let python = unpacked.join("usr/lib/python3/dist-packages");
+    quiet(Command::new("cp").arg("-r").arg(python).arg(folder.join("python")))?;
     Ok(())
 }
 

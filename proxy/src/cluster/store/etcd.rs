@@ -6,21 +6,18 @@
 
 mod link;
 
-use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::time::Duration;
 
 use etcd_client::{Client, Event, EventType, KeyValue, PutOptions, WatchOptions, WatchStream};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use self::link::{Header, Link, bounded};
-use super::{Backoff, Places, Registration, Store, StoreEvent};
-use crate::cluster::patroni::Keys;
+use super::contents::Contents;
+use super::life::{self, Backoff, Follow, Hold};
+use super::{Places, Registration, Store, StoreEvent};
 use crate::config::EtcdConfig;
-
-/// A lost endpoint is no news as long as another takes over within this time.
-const GRACE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct EtcdStore {
@@ -54,21 +51,20 @@ pub enum EtcdError {
     LeaseGone { endpoint: String },
 }
 
-/// What one folder pair holds.
+/// What the watch has brought so far.
 #[derive(Debug, Default)]
-struct Contents {
+pub struct Watched {
     revision: i64,
-    keys: Keys,
-    bouncers: Keys,
+    contents: Contents,
     /// Revision of the leader key's last change, 0 while it is absent.
     leader_revision: i64,
 }
 
 /// A connection that has listed and watches.
-struct Session {
+pub struct Session {
     client: Client,
     stream: WatchStream,
-    contents: Contents,
+    contents: Watched,
 }
 
 /// A quorum read under way: the header and the leader key's revision.
@@ -90,90 +86,19 @@ impl EtcdStore {
 }
 
 impl Store for EtcdStore {
-    async fn follow(mut self, places: Places, events: mpsc::Sender<StoreEvent>) {
-        let mut backoff = Backoff::default();
-        let mut told: Option<String> = None;
-        let mut failures = 0;
-        let mut tell_at = Instant::now() + GRACE;
-        let mut last_error = String::from("no answer yet");
-        loop {
-            let established = {
-                let attempt = self.establish(&places);
-                tokio::pin!(attempt);
-                loop {
-                    tokio::select! {
-                        done = &mut attempt => break done,
-                        () = events.closed() => return,
-                        () = sleep_until(tell_at), if told.is_none() => {
-                            if tell(&events, &mut told, &last_error).await.is_err() { return }
-                        }
-                    }
-                }
-            };
-            let error = match established {
-                Ok(mut session) => {
-                    told = None;
-                    let begun = Instant::now();
-                    let error = match self.keep(&mut session, &places, &events).await {
-                        Ok(()) => return,
-                        Err(error) => error,
-                    };
-                    tell_at = Instant::now() + GRACE;
-                    // One that breaks at once, again and again, must not become a loop without a pause.
-                    if begun.elapsed() > GRACE {
-                        failures = 0;
-                        backoff.reset();
-                    }
-                    error
-                }
-                Err(error) => error,
-            };
-            tracing::debug!(%error, "etcd session ended");
-            last_error = error.to_string();
-            self.link.next_endpoint();
-            failures += 1;
-            // The first failure may be a session that ended: that alone is no news.
-            let tried_all = failures >= self.config.endpoints.len().max(2);
-            if tried_all || told.is_some() {
-                if tell(&events, &mut told, &last_error).await.is_err() {
-                    return;
-                }
-                tokio::time::sleep(backoff.next()).await;
-            }
-        }
+    async fn follow(self, places: Places, events: mpsc::Sender<StoreEvent>) {
+        life::follow(self, places, events).await;
     }
 
-    async fn register(mut self, mut entry: Registration) {
-        let mut backoff = Backoff::default();
-        loop {
-            match self.hold(&mut entry, &mut backoff).await {
-                Ok(()) => return,
-                Err(error) => tracing::warn!(key = entry.key, %error, "registration lost, trying again"),
-            }
-            self.link.next_endpoint();
-            tokio::select! {
-                () = tokio::time::sleep(backoff.next()) => {}
-                () = abandoned(&mut entry) => return,
-            }
-        }
+    async fn register(self, entry: Registration) {
+        life::register(self, entry).await;
     }
 }
 
-/// Says why the store is away, unless just that was said last. `Err`: nobody listens.
-async fn tell(events: &mpsc::Sender<StoreEvent>, told: &mut Option<String>, why: &str) -> Result<(), ()> {
-    if told.as_deref() == Some(why) {
-        return Ok(());
-    }
-    *told = Some(why.into());
-    events.send(StoreEvent::Unreachable { why: why.into() }).await.map_err(drop)
-}
+impl Follow for EtcdStore {
+    type Session = Session;
+    type Error = EtcdError;
 
-/// Pends until the value's sender is gone.
-async fn abandoned(entry: &mut Registration) {
-    while entry.value.changed().await.is_ok() {}
-}
-
-impl EtcdStore {
     /// Connects, lists both folders at one revision and watches from the next.
     async fn establish(&mut self, places: &Places) -> Result<Session, EtcdError> {
         let mut client = self.link.connect(&self.config).await?;
@@ -182,7 +107,7 @@ impl EtcdStore {
         let folders = [&places.patroni, &places.bouncers];
         let (header, kvs) = bounded(&endpoint, "list", limit, link::list(&mut client, folders)).await?;
         self.link.accept(header.cluster_id, header.revision)?;
-        let mut contents = Contents { revision: header.revision, ..Contents::default() };
+        let mut contents = Watched { revision: header.revision, ..Watched::default() };
         for kv in &kvs {
             contents.put(places, kv);
         }
@@ -194,14 +119,13 @@ impl EtcdStore {
         Ok(Session { client, stream, contents })
     }
 
-    /// Hands over snapshots until something is wrong. `Ok`: nobody listens any more.
     async fn keep(
         &mut self,
-        session: &mut Session,
+        session: Session,
         places: &Places,
         events: &mpsc::Sender<StoreEvent>,
     ) -> Result<(), EtcdError> {
-        let Session { client, stream, contents } = session;
+        let Session { client, mut stream, mut contents } = session;
         if events.send(contents.snapshot()).await.is_err() {
             return Ok(());
         }
@@ -253,7 +177,18 @@ impl EtcdStore {
         }
     }
 
-    /// Registers once and keeps it. `Ok`: the value's sender is gone and the entry taken out.
+    fn turn(&mut self) {
+        self.link.next_endpoint();
+    }
+
+    fn endpoints(&self) -> usize {
+        self.config.endpoints.len()
+    }
+}
+
+impl Hold for EtcdStore {
+    type Error = EtcdError;
+
     async fn hold(&mut self, entry: &mut Registration, backoff: &mut Backoff) -> Result<(), EtcdError> {
         let mut client = self.link.connect(&self.config).await?;
         let endpoint = self.link.endpoint();
@@ -288,6 +223,10 @@ impl EtcdStore {
             }
         }
     }
+
+    fn turn(&mut self) {
+        self.link.next_endpoint();
+    }
 }
 
 fn cancel_reason(message: &etcd_client::WatchResponse) -> String {
@@ -298,30 +237,18 @@ fn cancel_reason(message: &etcd_client::WatchResponse) -> String {
     }
 }
 
-// === impl Contents ===
+// === impl Watched ===
 
-impl Contents {
+impl Watched {
     fn snapshot(&self) -> StoreEvent {
-        StoreEvent::Snapshot { revision: self.revision, keys: self.keys.clone(), bouncers: self.bouncers.clone() }
+        self.contents.snapshot(self.revision)
     }
 
-    /// The folder a key is in and its name there. Keys that are not UTF-8 are nobody's.
-    fn place<'a, 'k>(
-        &'a mut self,
-        places: &Places,
-        key: &'k [u8],
-    ) -> Option<(&'a mut BTreeMap<String, Vec<u8>>, &'k str)> {
-        let key = std::str::from_utf8(key).ok()?;
-        if let Some(name) = key.strip_prefix(&*places.patroni) {
-            return Some((&mut self.keys, name));
-        }
-        Some((&mut self.bouncers, key.strip_prefix(&*places.bouncers)?))
-    }
-
+    /// Keys that are not UTF-8 are nobody's.
     fn put(&mut self, places: &Places, kv: &KeyValue) {
-        let Some((folder, name)) = self.place(places, kv.key()) else { return };
-        folder.insert(name.into(), kv.value().to_vec());
-        if is_leader(places, kv) {
+        let Ok(key) = std::str::from_utf8(kv.key()) else { return };
+        self.contents.put(places, key, kv.value());
+        if places.is_leader(key) {
             self.leader_revision = kv.mod_revision();
         }
     }
@@ -333,10 +260,9 @@ impl Contents {
             match event.event_type() {
                 EventType::Put => self.put(places, kv),
                 EventType::Delete => {
-                    if let Some((folder, name)) = self.place(places, kv.key()) {
-                        folder.remove(name);
-                    }
-                    if is_leader(places, kv) {
+                    let Ok(key) = std::str::from_utf8(kv.key()) else { continue };
+                    self.contents.remove(places, key);
+                    if places.is_leader(key) {
                         self.leader_revision = 0;
                     }
                 }
@@ -344,8 +270,4 @@ impl Contents {
         }
         !events.is_empty()
     }
-}
-
-fn is_leader(places: &Places, kv: &KeyValue) -> bool {
-    kv.key().strip_prefix(places.patroni.as_bytes()) == Some(b"leader")
 }

@@ -2,16 +2,25 @@
 //!
 //! A store never decides anything: it hands over whole snapshots in order, or says why it cannot.
 
+pub mod consul;
+mod contents;
 pub mod etcd;
+mod life;
+pub mod rest;
+pub mod zookeeper;
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
 use super::patroni::Keys;
-use crate::config;
+use crate::config::{self, StoreConfig};
 
+pub use consul::ConsulStore;
 pub use etcd::EtcdStore;
+pub use rest::RestStore;
+pub use zookeeper::ZookeeperStore;
 
 /// A distributed configuration store.
 pub trait Store: Sized + Send + 'static {
@@ -21,6 +30,30 @@ pub trait Store: Sized + Send + 'static {
     /// Keeps one entry in the registry with its newest value, for as long as the value's sender lives; then takes it
     /// out and returns. Should this process die, the store drops the entry after [`Registration::ttl`].
     fn register(self, entry: Registration) -> impl Future<Output = ()> + Send;
+}
+
+/// Work of a store whose kind only the configuration knows.
+pub type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// [`Store::follow`] of the cluster's own store.
+pub fn follow(config: &config::Cluster, events: mpsc::Sender<StoreEvent>) -> Work {
+    let places = Places::of(config);
+    match config.store.clone() {
+        StoreConfig::Etcd(etcd) => Box::pin(EtcdStore::new(etcd).follow(places, events)),
+        StoreConfig::Consul(consul) => Box::pin(ConsulStore::new(consul).follow(places, events)),
+        StoreConfig::Zookeeper(zookeeper) => Box::pin(ZookeeperStore::new(zookeeper).follow(places, events)),
+        StoreConfig::Rest(_) => Box::pin(RestStore::new(config).follow(places, events)),
+    }
+}
+
+/// [`Store::register`] with the cluster's own store.
+pub fn register(config: &config::Cluster, entry: Registration) -> Work {
+    match config.store.clone() {
+        StoreConfig::Etcd(etcd) => Box::pin(EtcdStore::new(etcd).register(entry)),
+        StoreConfig::Consul(consul) => Box::pin(ConsulStore::new(consul).register(entry)),
+        StoreConfig::Zookeeper(zookeeper) => Box::pin(ZookeeperStore::new(zookeeper).register(entry)),
+        StoreConfig::Rest(_) => Box::pin(RestStore::new(config).register(entry)),
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,29 +97,9 @@ impl Places {
             bouncers: format!("/pgsplice/{scope}/{group}bouncers/"),
         }
     }
-}
 
-/// Grows from try to try and forgets on success; each wait is 50–100 % of the nominal one.
-#[derive(Debug, Default)]
-struct Backoff {
-    tries: u32,
-}
-
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(100);
-    const MOST: Duration = Duration::from_secs(3);
-
-    fn reset(&mut self) {
-        self.tries = 0;
-    }
-
-    fn next(&mut self) -> Duration {
-        use std::hash::{BuildHasher, Hasher};
-        let nominal = (Self::FIRST * 2u32.pow(self.tries.min(8))).min(Self::MOST);
-        self.tries += 1;
-        // The hasher's keys are random; that is all the randomness jitter needs.
-        let random = std::hash::RandomState::new().build_hasher().finish();
-        nominal / 2 + (nominal / 2).mul_f64(random as f64 / u64::MAX as f64)
+    fn is_leader(&self, key: &str) -> bool {
+        key.strip_prefix(&*self.patroni) == Some("leader")
     }
 }
 
@@ -97,7 +110,7 @@ mod tests {
     #[test]
     fn places_follow_namespace_scope_and_citus_group() {
         let mut config = config::Cluster {
-            store: config::StoreConfig::Etcd(config::EtcdConfig::default()),
+            store: StoreConfig::Etcd(config::EtcdConfig::default()),
             namespace: "/service".into(),
             scope: "lab".into(),
             citus_group: None,
@@ -108,17 +121,5 @@ mod tests {
         assert_eq!(Places::of(&config), places("/service/lab/", "/pgsplice/lab/bouncers/"));
         config.citus_group = Some(0);
         assert_eq!(Places::of(&config), places("/service/lab/0/", "/pgsplice/lab/0/bouncers/"));
-    }
-
-    #[test]
-    fn backoff_grows_to_its_limit_and_starts_again() {
-        let mut backoff = Backoff::default();
-        for _ in 0..20 {
-            let wait = backoff.next();
-            assert!(wait >= Backoff::FIRST / 2 && wait <= Backoff::MOST);
-        }
-        assert!(backoff.next() >= Backoff::MOST / 2);
-        backoff.reset();
-        assert!(backoff.next() <= Backoff::FIRST);
     }
 }

@@ -36,6 +36,13 @@ pub(in crate::config) fn agent(text: &str, file: &str) -> Result<(AgentConfig, V
         let problem = format!("there are {} of them", clusters.len());
         top.error("cluster", problem, "one section [cluster.NAME], as the proxy has it");
     }
+    if let [(name, cluster)] = clusters.as_slice()
+        && !cluster.store.has_registry()
+    {
+        let problem =
+            "the PgBouncer is not registered through Patroni's REST API: name it in the proxy's pool by address";
+        top.warn(&format!("cluster.{name}.{}", cluster.store.kind()), problem);
+    }
     top.end();
     reader.blame_unknown();
     let warnings = reader.report.finish()?;
@@ -84,7 +91,7 @@ fn console<'k>() -> Kind<'k, Console> {
     })
 }
 
-/// etcd's leases are in whole seconds, and a keepalive every third of it must have time to be late.
+/// The leases of stores are in whole seconds, and a keepalive every third of it must have time to be late.
 fn lease_seconds<'k>() -> Kind<'k, Duration> {
     let duration = values::duration();
     Kind::new("whole seconds from 3s to 1h", move |value| match duration.read(value)? {

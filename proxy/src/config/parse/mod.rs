@@ -4,6 +4,7 @@ mod agent;
 mod cluster;
 mod listener;
 mod pool;
+mod store;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -134,35 +135,41 @@ fn tls(mut section: Section<'_, '_>, folder: &Path) -> TlsFiles {
 
 /// `password` or `password_file`, whose first line is the password.
 fn password(section: &mut Section<'_, '_>, folder: &Path) -> Option<String> {
-    let inline = section.get("password", values::password());
-    if section.has("password") && section.has("password_file") {
-        section.error("password_file", "there is a password as well", "either password or password_file");
+    secret(section, folder, ["password", "password_file"])
+}
+
+/// A key for a secret, and the key for a file with it.
+fn secret(section: &mut Section<'_, '_>, folder: &Path, [key, file_key]: [&'static str; 2]) -> Option<String> {
+    let inline = section.get(key, values::secret(key));
+    if section.has(key) && section.has(file_key) {
+        section.error(file_key, format!("there is a {key} as well"), format!("either {key} or {file_key}"));
     }
-    match section.get("password_file", values::readable_file("file with the password in its first line", folder)) {
-        Some(path) => read_password(section, &path),
+    let what = format!("file with the {key} in its first line");
+    match section.get(file_key, values::readable_file(&what, folder)) {
+        Some(path) => read_secret(section, [key, file_key], &path),
         None => inline,
     }
 }
 
-fn read_password(section: &mut Section<'_, '_>, path: &PathBuf) -> Option<String> {
+fn read_secret(section: &mut Section<'_, '_>, [key, file_key]: [&'static str; 2], path: &PathBuf) -> Option<String> {
     use std::os::unix::fs::PermissionsExt;
 
-    let expected = "a file with the password in its first line";
+    let expected = format!("a file with the {key} in its first line");
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => {
             let problem = format!("cannot read {}: {}", path.display(), plain_io_error(&error));
-            section.error("password_file", problem, expected);
+            section.error(file_key, problem, expected);
             return None;
         }
     };
     if std::fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0) {
-        section.warn("password_file", format!("every user of this host can read {}; chmod o-r it", path.display()));
+        section.warn(file_key, format!("every user of this host can read {}; chmod o-r it", path.display()));
     }
     match text.lines().next().unwrap_or_default() {
-        "" => section.error("password_file", format!("the first line of {} is empty", path.display()), expected),
+        "" => section.error(file_key, format!("the first line of {} is empty", path.display()), expected),
         line if line.contains('\0') => {
-            section.error("password_file", format!("the first line of {} has a zero byte", path.display()), expected)
+            section.error(file_key, format!("the first line of {} has a zero byte", path.display()), expected)
         }
         line => return Some(line.into()),
     }

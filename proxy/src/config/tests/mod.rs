@@ -6,8 +6,8 @@ mod wrong_fields;
 
 use std::collections::BTreeSet;
 
-/// Three configurations that together set every key, each to something other than its default.
-const FULL: [&str; 3] = [
+/// Configurations that together set every key, each to something other than its default.
+const FULL: [&str; 6] = [
     r#"
         [proxy]
         threads = 3
@@ -142,6 +142,62 @@ const FULL: [&str; 3] = [
         bind = "127.0.0.1:5432"
         pool = "p"
         splice_after = "50ms"
+    "#,
+    r#"
+        [cluster.c]
+        scope = "main"
+        [cluster.c.consul]
+        endpoints = ["https://consul1:8501", "https://10.0.0.12:8501"]
+        token_file = "etcd.password"
+        datacenter = "dc2"
+        connect_timeout = "1s"
+        keepalive_interval = "4s"
+        keepalive_timeout = "5s"
+        [cluster.c.consul.tls]
+        ca = "ca.pem"
+        cert = "cert.pem"
+        key = "key.pem"
+        server_name = "consul"
+        [pool.p]
+        cluster = "c"
+        route = "fleet"
+        [listener.l]
+        bind = "127.0.0.1:5432"
+        pool = "p"
+    "#,
+    r#"
+        [cluster.c]
+        scope = "main"
+        [cluster.c.zookeeper]
+        hosts = ["zk1", "10.0.0.12:2281"]
+        user = "pgsplice"
+        password_file = "etcd.password"
+        connect_timeout = "1s"
+        keepalive_interval = "4s"
+        keepalive_timeout = "5s"
+        [cluster.c.zookeeper.tls]
+        ca = "ca.pem"
+        cert = "cert.pem"
+        key = "key.pem"
+        server_name = "zookeeper"
+        [pool.p]
+        cluster = "c"
+        route = "fleet"
+        [listener.l]
+        bind = "127.0.0.1:5432"
+        pool = "p"
+    "#,
+    r#"
+        [cluster.c]
+        scope = "main"
+        rest.endpoints = ["http://10.0.0.31", "http://10.0.0.32:8009"]
+        [pool.p]
+        cluster = "c"
+        route = "node-local"
+        address = "conn-url"
+        [listener.l]
+        bind = "127.0.0.1:5432"
+        pool = "p"
     "#,
 ];
 

@@ -64,7 +64,7 @@ cluster = "main"
             r#"pgsplice.toml:14: pool.rw.route: this pool has no cluster; expected cluster = "NAME" beside it"#,
             r#"pgsplice.toml:16: pool.ro.route: missing; expected "fleet" or "node-local""#,
             r#"pgsplice.toml:19: cluster.main.scope: missing; expected Patroni's scope, as in its own configuration"#,
-            r#"pgsplice.toml:19: cluster.main.etcd: missing; expected a section [cluster.main.etcd] with endpoints = ["http://10.0.0.1:2379"]"#,
+            r#"pgsplice.toml:19: cluster.main: nothing says where Patroni keeps its keys; expected a section [cluster.main.etcd] with endpoints = ["http://10.0.0.1:2379"], or consul, zookeeper or rest"#,
         ]
     );
 }
@@ -253,13 +253,38 @@ fn splice_after_is_turns_or_time() {
 }
 
 #[test]
+fn a_fleet_cannot_be_found_without_a_registry() {
+    let text = FULL[5].replace("node-local", "fleet").replace("address = \"conn-url\"", "");
+    assert_eq!(
+        errors(&text),
+        [
+            "pgsplice.toml:7: pool.p.route: agents cannot register through Patroni's REST API; expected route = \"node-local\", or backend sections"
+        ]
+    );
+}
+
+#[test]
+fn a_secret_in_the_clear_is_a_warning() {
+    let head = "[pool.p]\ncluster = \"c\"\nroute = \"fleet\"\n[listener.l]\nbind = \"127.0.0.1:1\"\npool = \"p\"\n[cluster.c]\nscope = \"main\"\n";
+    let consul = format!("{head}consul = {{ endpoints = \"http://a\", token = \"x\" }}\n");
+    let zookeeper = format!("{head}zookeeper = {{ hosts = \"a\", user = \"u\", password = \"x\" }}\n");
+    assert_eq!(
+        [warnings(&consul), warnings(&zookeeper)].concat(),
+        [
+            "pgsplice.toml:9: warning: cluster.c.consul.endpoints: the Consul token crosses the network in the clear, because no endpoint is https",
+            "pgsplice.toml:9: warning: cluster.c.zookeeper.hosts: the ZooKeeper password crosses the network in the clear, because there is no tls.ca",
+        ]
+    );
+}
+
+#[test]
 fn a_password_file_gives_its_first_line_and_should_be_private() {
     use std::os::unix::fs::PermissionsExt;
     let folder = folder();
     let name = folder.path().join("pgsplice.toml").display().to_string();
     let (config, warnings) = Config::from_str_named(FULL[1], &name).unwrap();
     assert!(warnings.is_empty(), "{warnings:?}");
-    let StoreConfig::Etcd(etcd) = &config.clusters["c"].store;
+    let StoreConfig::Etcd(etcd) = &config.clusters["c"].store else { panic!("not etcd") };
     assert_eq!(etcd.password.as_deref(), Some("from file"));
     assert_eq!(etcd.tls.ca, Some(folder.path().join("ca.pem")));
 
@@ -381,6 +406,15 @@ fn no_key_is_read_and_forgotten() {
     differ(&settings::backend(&BackendConfig::at("a:1")), &settings::backend(&backends[0]));
     let (config, _) = Config::from_str_named(FULL[1], &name).unwrap();
     differ(&settings::cluster(&Cluster::default()), &settings::cluster(&config.clusters["c"]));
+    let others = [
+        StoreConfig::Consul(ConsulConfig::default()),
+        StoreConfig::Zookeeper(ZookeeperConfig::default()),
+        StoreConfig::Rest(RestConfig::default()),
+    ];
+    for (store, text) in others.iter().zip(&FULL[3..]) {
+        let (config, _) = Config::from_str_named(text, &name).unwrap();
+        differ(&settings::store(store), &settings::store(&config.clusters["c"].store));
+    }
 }
 
 fn differ(defaults: &Settings, set: &Settings) {

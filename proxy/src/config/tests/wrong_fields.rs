@@ -24,6 +24,34 @@ const CLUSTER: Around = &[
     ("pool.p.address", "6432"),
 ];
 
+const CONSUL: Around = &[
+    ("listener.l.bind", r#""127.0.0.1:5432""#),
+    ("listener.l.pool", r#""p""#),
+    ("cluster.c.scope", r#""main""#),
+    ("cluster.c.consul.endpoints", r#""http://10.0.0.1:8500""#),
+    ("pool.p.cluster", r#""c""#),
+    ("pool.p.route", r#""fleet""#),
+];
+
+const ZOOKEEPER: Around = &[
+    ("listener.l.bind", r#""127.0.0.1:5432""#),
+    ("listener.l.pool", r#""p""#),
+    ("cluster.c.scope", r#""main""#),
+    ("cluster.c.zookeeper.hosts", r#""10.0.0.1""#),
+    ("pool.p.cluster", r#""c""#),
+    ("pool.p.route", r#""fleet""#),
+];
+
+const REST: Around = &[
+    ("listener.l.bind", r#""127.0.0.1:5432""#),
+    ("listener.l.pool", r#""p""#),
+    ("cluster.c.scope", r#""main""#),
+    ("cluster.c.rest.endpoints", r#""http://10.0.0.1""#),
+    ("pool.p.cluster", r#""c""#),
+    ("pool.p.route", r#""node-local""#),
+    ("pool.p.address", "6432"),
+];
+
 #[rustfmt::skip]
 const CASES: &[(Around, &str, &str)] = &[
     (STATIC, r#"proxy.threads = -1"#, r#"pgsplice.toml:1: proxy.threads: -1 is too small; expected a whole number from 0 to 1024"#),
@@ -79,6 +107,44 @@ cluster.c.etcd.tls.key = "/proc/self/status""#, r#"pgsplice.toml:1: cluster.c.et
     (CLUSTER, r#"cluster.c.etcd.connect_timeout = "0s""#, r#"pgsplice.toml:1: cluster.c.etcd.connect_timeout: zero makes no sense here; expected a duration above zero, such as 2s, 500ms or 1h30m"#),
     (CLUSTER, r#"cluster.c.etcd.keepalive_interval = "2 s""#, r#"pgsplice.toml:1: cluster.c.etcd.keepalive_interval: "2 s": " s" is not a unit of time; expected a duration above zero, such as 2s, 500ms or 1h30m"#),
     (CLUSTER, r#"cluster.c.etcd.keepalive_timeout = 1.5"#, r#"pgsplice.toml:1: cluster.c.etcd.keepalive_timeout: 1.5 is a number with a point; expected a duration above zero, such as 2s, 500ms or 1h30m"#),
+    (CONSUL, r#"cluster.c.consul.endpoints = "10.0.0.1""#, r#"pgsplice.toml:1: cluster.c.consul.endpoints: "10.0.0.1" has no http:// or https://; expected a URL such as http://10.0.0.1:8500 or https://consul1:8501"#),
+    (CONSUL, r#"cluster.c.consul.endpoints = ["http://a", "http://a"]"#, r#"pgsplice.toml:1: cluster.c.consul.endpoints: http://a:8500 is there twice; expected each once"#),
+    (CONSUL, r#"cluster.c.consul.endpoints = ["http://a", "https://b"]"#, r#"pgsplice.toml:1: cluster.c.consul.endpoints: some are http and some https; expected one of the two for all"#),
+    (REST, r#"cluster.c.rest.endpoints = "10.0.0.1""#, r#"pgsplice.toml:1: cluster.c.rest.endpoints: "10.0.0.1" has no http:// or https://; expected a URL such as http://10.0.0.1:8008 or https://pg1:8008"#),
+    (REST, r#"cluster.c.rest.endpoints = ["http://a", "http://a"]"#, r#"pgsplice.toml:1: cluster.c.rest.endpoints: http://a:8008 is there twice; expected each once"#),
+    (REST, r#"cluster.c.rest.endpoints = ["http://a", "https://b"]"#, r#"pgsplice.toml:1: cluster.c.rest.endpoints: some are http and some https; expected one of the two for all"#),
+    (ZOOKEEPER, r#"cluster.c.zookeeper.hosts = []"#, r#"pgsplice.toml:1: cluster.c.zookeeper.hosts: the list is empty; expected host:port such as 10.0.0.1:2181 or zk1:2181"#),
+    (ZOOKEEPER, r#"cluster.c.zookeeper.hosts = "http://zk1""#, r#"pgsplice.toml:1: cluster.c.zookeeper.hosts: "//zk1" is not a port; expected host:port such as 10.0.0.1:2181 or zk1:2181"#),
+    (ZOOKEEPER, r#"cluster.c.zookeeper.hosts = "zk1:0""#, r#"pgsplice.toml:1: cluster.c.zookeeper.hosts: "zk1:0" has port 0; expected host:port such as 10.0.0.1:2181 or zk1:2181"#),
+    (ZOOKEEPER, r#"cluster.c.zookeeper.hosts = ["zk1", "zk1:2181"]"#, r#"pgsplice.toml:1: cluster.c.zookeeper.hosts: zk1:2181 is there twice; expected each once"#),
+    (CONSUL, r#"cluster.c.consul.token = 5"#, r#"pgsplice.toml:1: cluster.c.consul.token: this is not text; expected a token in quotes"#),
+    (CONSUL, r#"cluster.c.consul.token_file = "/nonexistent""#, r#"pgsplice.toml:1: cluster.c.consul.token_file: cannot read /nonexistent: No such file or directory; expected the path of a readable file with the token in its first line"#),
+    (CONSUL, r#"cluster.c.consul.datacenter = """#, r#"pgsplice.toml:1: cluster.c.consul.datacenter: "" is empty; expected the name of a Consul datacenter"#),
+    (ZOOKEEPER, r#"cluster.c.zookeeper.user = "pgsplice""#, r#"pgsplice.toml:1: cluster.c.zookeeper.user: there is no password for it; expected user and password (or password_file), both or neither"#),
+    (ZOOKEEPER, r#"cluster.c.zookeeper.password = "secret""#, r#"pgsplice.toml:1: cluster.c.zookeeper.password: there is no user for it; expected user and password (or password_file), both or neither"#),
+    (ZOOKEEPER, r#"cluster.c.zookeeper.password_file = "/nonexistent"
+cluster.c.zookeeper.user = "a""#, r#"pgsplice.toml:1: cluster.c.zookeeper.password_file: cannot read /nonexistent: No such file or directory; expected the path of a readable file with the password in its first line"#),
+    (CONSUL, r#"cluster.c.consul.connect_timeout = 0"#, r#"pgsplice.toml:1: cluster.c.consul.connect_timeout: zero makes no sense here; expected a duration above zero, such as 2s, 500ms or 1h30m"#),
+    (CONSUL, r#"cluster.c.consul.keepalive_interval = 0"#, r#"pgsplice.toml:1: cluster.c.consul.keepalive_interval: zero makes no sense here; expected a duration above zero, such as 2s, 500ms or 1h30m"#),
+    (CONSUL, r#"cluster.c.consul.keepalive_timeout = 0"#, r#"pgsplice.toml:1: cluster.c.consul.keepalive_timeout: zero makes no sense here; expected a duration above zero, such as 2s, 500ms or 1h30m"#),
+    (CONSUL, r#"cluster.c.consul.tls.ca = "/nonexistent/ca.pem""#, r#"pgsplice.toml:1: cluster.c.consul.tls.ca: cannot read /nonexistent/ca.pem: No such file or directory; expected the path of a readable PEM file"#),
+    (CONSUL, r#"cluster.c.consul.tls.server_name = 1"#, r#"pgsplice.toml:1: cluster.c.consul.tls.server_name: 1 is a number; expected the name in the server's certificate"#),
+    (ZOOKEEPER, r#"cluster.c.zookeeper.connect_timeout = 0"#, r#"pgsplice.toml:1: cluster.c.zookeeper.connect_timeout: zero makes no sense here; expected a duration above zero, such as 2s, 500ms or 1h30m"#),
+    (ZOOKEEPER, r#"cluster.c.zookeeper.keepalive_interval = 0"#, r#"pgsplice.toml:1: cluster.c.zookeeper.keepalive_interval: zero makes no sense here; expected a duration above zero, such as 2s, 500ms or 1h30m"#),
+    (ZOOKEEPER, r#"cluster.c.zookeeper.keepalive_timeout = 0"#, r#"pgsplice.toml:1: cluster.c.zookeeper.keepalive_timeout: zero makes no sense here; expected a duration above zero, such as 2s, 500ms or 1h30m"#),
+    (ZOOKEEPER, r#"cluster.c.zookeeper.tls.ca = "/nonexistent/ca.pem""#, r#"pgsplice.toml:1: cluster.c.zookeeper.tls.ca: cannot read /nonexistent/ca.pem: No such file or directory; expected the path of a readable PEM file"#),
+    (ZOOKEEPER, r#"cluster.c.zookeeper.tls.server_name = 1"#, r#"pgsplice.toml:1: cluster.c.zookeeper.tls.server_name: 1 is a number; expected the name in the server's certificate"#),
+    (CONSUL, r#"cluster.c.consul.tls.cert = "/proc/self/status""#, r#"pgsplice.toml:1: cluster.c.consul.tls.cert: there is no key for it; expected cert and key, both or neither"#),
+    (CONSUL, r#"cluster.c.consul.tls.key = "/proc/self/status""#, r#"pgsplice.toml:1: cluster.c.consul.tls.key: there is no cert for it; expected cert and key, both or neither"#),
+    (ZOOKEEPER, r#"cluster.c.zookeeper.tls.cert = 1
+cluster.c.zookeeper.tls.key = "/proc/self/status"
+cluster.c.zookeeper.tls.ca = "/proc/self/status""#, r#"pgsplice.toml:1: cluster.c.zookeeper.tls.cert: 1 is a number; expected the path of a readable PEM file"#),
+    (ZOOKEEPER, r#"cluster.c.zookeeper.tls.key = 1
+cluster.c.zookeeper.tls.cert = "/proc/self/status"
+cluster.c.zookeeper.tls.ca = "/proc/self/status""#, r#"pgsplice.toml:1: cluster.c.zookeeper.tls.key: 1 is a number; expected the path of a readable PEM file"#),
+    (ZOOKEEPER, r#"cluster.c.zookeeper.tls.server_name = "zk""#, r#"pgsplice.toml:1: cluster.c.zookeeper.tls: there is no ca; expected the ca that turns TLS on"#),
+    (CLUSTER, r#"cluster.c.consul.endpoints = "http://10.0.0.1""#, r#"pgsplice.toml:1: cluster.c.consul: there is a section etcd as well; expected one of etcd, consul, zookeeper and rest"#),
+    (REST, r#"pool.p.address = "proxy-url""#, r#"pgsplice.toml:1: pool.p.address: Patroni's REST API does not tell a member's proxy_url; expected a port number such as 6432, or "conn-url""#),
     (CLUSTER, r#"cluster.c.proof.interval = 0"#, r#"pgsplice.toml:1: cluster.c.proof.interval: zero makes no sense here; expected a duration above zero, such as 2s, 500ms or 1h30m"#),
     (CLUSTER, r#"cluster.c.proof.fast_interval = "1h1h""#, r#"pgsplice.toml:1: cluster.c.proof.fast_interval: "1h1h" is not in the order of days, hours, minutes, seconds; expected a duration above zero, such as 2s, 500ms or 1h30m"#),
     (CLUSTER, r#"cluster.c.proof.timeout = true"#, r#"pgsplice.toml:1: cluster.c.proof.timeout: true is a boolean; expected a duration above zero, such as 2s, 500ms or 1h30m"#),
@@ -220,7 +286,7 @@ fn each_wrong_field_has_its_message() {
 
 #[test]
 fn what_is_around_them_is_right() {
-    for around in [STATIC, CLUSTER] {
+    for around in [STATIC, CLUSTER, CONSUL, ZOOKEEPER, REST] {
         let text: String = around.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
         Config::from_str_named(&text, "pgsplice.toml").unwrap();
     }

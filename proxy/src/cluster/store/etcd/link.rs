@@ -8,6 +8,7 @@ use etcd_client::{
 };
 
 use super::EtcdError;
+use crate::cluster::store::life::any_of;
 use crate::config::EtcdConfig;
 
 /// Which endpoint is in use, and what was seen through all of them.
@@ -34,10 +35,7 @@ pub struct Cause(String);
 
 impl Link {
     pub(super) fn new(config: &EtcdConfig) -> Self {
-        use std::hash::{BuildHasher, Hasher};
-        // A fleet that starts at once must not all ask the first endpoint.
-        let random = std::hash::RandomState::new().build_hasher().finish() as usize;
-        let current = random % config.endpoints.len().max(1);
+        let current = any_of(config.endpoints.len());
         Self { endpoints: config.endpoints.clone(), current, seen: None }
     }
 

@@ -1,4 +1,5 @@
-//! The TLS of proofs: our CA, our certificate, and the name to verify where the address is not in the certificate.
+//! The TLS of members and stores: our CA, our certificate, and the name to verify where the address is not in the
+//! certificate.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::config::TlsFiles;
 pub enum TlsError {
     #[error("{path}: {why}")]
     File { path: String, why: String },
-    #[error("cert and server_name need a ca: name the CA that signed the members' certificates")]
+    #[error("cert and server_name need a ca: name the CA that signed the server's certificate")]
     NoCa,
     #[error("server_name {0:?} is neither a host name nor an IP address")]
     Name(String),
@@ -25,7 +26,7 @@ pub enum TlsError {
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
-/// `None` where no file is named: then the host's own CAs verify a member.
+/// `None` where no file is named: then the host's own CAs verify the server.
 pub(super) fn client_config(files: &TlsFiles) -> Result<Option<ClientConfig>, TlsError> {
     let Some(ca) = &files.ca else {
         let needs_ca = files.cert.is_some() || files.server_name.is_some();

@@ -1,0 +1,294 @@
+//! A cluster known from its members' REST API alone. The members say here what a test wants them to say; real ones are in
+//! the lab's tests.
+
+// A test stops at the first thing that goes wrong.
+#![allow(clippy::unwrap_used)]
+
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use pgsplice::cluster::{self, ClusterHandle, ClusterView, StoreHealth};
+use pgsplice::config::{self, ProofConfig, RestConfig, StoreConfig, TlsFiles};
+use pgsplice_tests::stores::{certificates, free_port};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// A member that answers `/cluster` and `/patroni`.
+struct Member {
+    name: &'static str,
+    port: u16,
+    said: Arc<Mutex<Said>>,
+    server: JoinHandle<()>,
+}
+
+#[derive(Clone, Default)]
+struct Said {
+    /// `None`: its store is away, as Patroni says that.
+    cluster: Option<String>,
+    own: String,
+    /// It takes connections and says nothing.
+    hangs: bool,
+}
+
+impl Member {
+    async fn start(name: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let said = Arc::new(Mutex::new(Said::default()));
+        let server = tokio::spawn(serve(listener, said.clone()));
+        let member = Self { name, port, said, server };
+        member.is("replica", 1);
+        member
+    }
+
+    fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    fn is(&self, role: &str, timeline: u32) {
+        let name = self.name;
+        self.said.lock().own = format!(
+            r#"{{"state":"running","role":"{role}","timeline":{timeline},"database_system_identifier":"77",
+                "patroni":{{"scope":"lab","name":"{name}"}}}}"#
+        );
+    }
+
+    /// What it reads in its store.
+    fn reads(&self, cluster: Option<String>) {
+        self.said.lock().cluster = cluster;
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn serve(listener: TcpListener, said: Arc<Mutex<Said>>) {
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let said = said.lock().clone();
+        tokio::spawn(async move {
+            let mut request = [0; 4096];
+            let read = stream.read(&mut request).await.unwrap_or(0);
+            if said.hangs {
+                std::future::pending::<()>().await;
+            }
+            let (status, body) = match (request[..read].starts_with(b"GET /cluster "), said.cluster) {
+                (true, Some(cluster)) => (200, cluster),
+                (true, None) => (500, String::new()),
+                (false, _) => (200, said.own),
+            };
+            let answer = format!("HTTP/1.0 {status} -\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let _ = stream.write_all(answer.as_bytes()).await;
+        });
+    }
+}
+
+/// `GET /cluster` with this leader, or none.
+fn cluster(members: &[Member], leader: Option<&str>, timeline: u32) -> Option<String> {
+    let member = |member: &Member| {
+        let role = if leader == Some(member.name) { "leader" } else { "replica" };
+        format!(
+            r#"{{"name":"{}","role":"{role}","state":"running","api_url":"{}/patroni","host":"127.0.0.1","port":5432,"timeline":{timeline}}}"#,
+            member.name,
+            member.endpoint()
+        )
+    };
+    let members: Vec<String> = members.iter().map(member).collect();
+    Some(format!(r#"{{"members":[{}],"scope":"lab"}}"#, members.join(",")))
+}
+
+async fn three() -> [Member; 3] {
+    [Member::start("pg1").await, Member::start("pg2").await, Member::start("pg3").await]
+}
+
+/// All three read the same.
+fn all_read(members: &[Member], leader: Option<&str>, timeline: u32) {
+    for member in members {
+        member.reads(cluster(members, leader, timeline));
+    }
+}
+
+fn follow(endpoints: Vec<String>, tls: TlsFiles) -> ClusterHandle {
+    let (interval, timeout) = (Duration::from_millis(200), Duration::from_secs(1));
+    let config = config::Cluster {
+        store: StoreConfig::Rest(RestConfig { endpoints }),
+        scope: "lab".into(),
+        proof: ProofConfig { interval, timeout, tls, ..ProofConfig::default() },
+        leader_absent_debounce: Duration::from_millis(300),
+        ..config::Cluster::default()
+    };
+    cluster::watch("lab", &config)
+}
+
+fn follow_all(members: &[Member]) -> ClusterHandle {
+    follow(members.iter().map(Member::endpoint).collect(), TlsFiles::default())
+}
+
+async fn until(
+    handle: &ClusterHandle,
+    what: &str,
+    fits: impl Fn(&ClusterView) -> bool,
+) -> (Arc<ClusterView>, Duration) {
+    let start = Instant::now();
+    let mut views = handle.view.clone();
+    let found = tokio::time::timeout(Duration::from_secs(15), views.wait_for(|view| fits(view))).await;
+    match found {
+        Ok(view) => (view.unwrap().clone(), start.elapsed()),
+        Err(_) => panic!("never came: {what}; last: {:#?}", handle.view.borrow()),
+    }
+}
+
+fn open_to(member: &str) -> impl Fn(&ClusterView) -> bool {
+    move |view| view.primary.as_ref().is_some_and(|primary| primary.member == member)
+}
+
+fn away(view: &ClusterView) -> bool {
+    matches!(view.store, StoreHealth::Unreachable { .. })
+}
+
+fn why(view: &ClusterView) -> String {
+    match &view.store {
+        StoreHealth::Unreachable { why, .. } => why.clone(),
+        other => format!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_primary_opens_and_moves() {
+    let members = three().await;
+    members[0].is("primary", 1);
+    all_read(&members, Some("pg1"), 1);
+    let handle = follow_all(&members);
+    let (view, _) = until(&handle, "pg1", open_to("pg1")).await;
+    assert_eq!((view.members.len(), view.system_id.as_deref()), (3, Some("77")));
+    assert!(view.members.values().all(|member| member.conn_addr.is_some() && member.is_running()));
+
+    // A failover: the key goes, comes with another name, and that one leaves recovery last.
+    members[0].is("replica", 1);
+    all_read(&members, None, 1);
+    until(&handle, "nobody", |view| view.primary.is_none() && view.leader_key.is_none()).await;
+    all_read(&members, Some("pg2"), 2);
+    let (view, took) = until(&handle, "named", |view| view.leader_key.as_deref() == Some("pg2")).await;
+    assert!(view.primary.is_none() && took < Duration::from_millis(500), "{took:?}");
+    members[1].is("primary", 2);
+    let (view, took) = until(&handle, "pg2", open_to("pg2")).await;
+    assert!(view.cut.contains_key("pg1") && took < Duration::from_millis(500), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_member_that_lags_behind_is_outvoted_and_one_that_hangs_is_not_waited_for() {
+    let members = three().await;
+    members[0].is("primary", 1);
+    all_read(&members, Some("pg1"), 1);
+    let handle = follow_all(&members);
+    until(&handle, "pg1", open_to("pg1")).await;
+    // pg3 goes on reading what was: two know better.
+    members[0].is("replica", 1);
+    members[1].is("primary", 2);
+    for member in &members[..2] {
+        member.reads(cluster(&members, Some("pg2"), 2));
+    }
+    until(&handle, "pg2", open_to("pg2")).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(open_to("pg2")(&handle.view.borrow()));
+    // One against one: the higher timeline.
+    members[0].said.lock().hangs = true;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let view = handle.view.borrow().clone();
+    assert!(open_to("pg2")(&view) && !away(&view), "{}", why(&view));
+}
+
+#[tokio::test]
+async fn with_the_store_away_behind_them_the_view_is_frozen_and_the_primary_stays_open() {
+    let members = three().await;
+    members[0].is("primary", 1);
+    all_read(&members, Some("pg1"), 1);
+    let handle = follow_all(&members);
+    until(&handle, "pg1", open_to("pg1")).await;
+    for member in &members {
+        member.reads(None);
+    }
+    let (view, took) = until(&handle, "unreachable", away).await;
+    assert!(why(&view).contains("GET /cluster answered HTTP 500") && took < Duration::from_secs(3), "{}", why(&view));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let view = handle.view.borrow().clone();
+    assert!(open_to("pg1")(&view) && view.members.len() == 3, "it still proves itself: {}", view.closed_because);
+    // It gives up the leadership by itself.
+    members[0].is("replica", 1);
+    until(&handle, "closed", |view| view.primary.is_none() && view.cut.contains_key("pg1")).await;
+    members[0].is("primary", 1);
+    all_read(&members, Some("pg1"), 1);
+    until(&handle, "back", |view| !away(view) && open_to("pg1")(view)).await;
+}
+
+#[tokio::test]
+async fn broken_and_huge_answers_and_those_of_another_cluster_count_for_nothing() {
+    let members = three().await;
+    members[0].is("primary", 1);
+    all_read(&members, Some("pg1"), 1);
+    let handle = follow_all(&members);
+    until(&handle, "pg1", open_to("pg1")).await;
+    let other = cluster(&members, Some("pg3"), 9).map(|said| said.replace("\"lab\"", "\"prod\""));
+    let huge = cluster(&members, Some("pg3"), 9).map(|said| said.replace("running", &"x".repeat(2_000_000)));
+    for bad in [Some("{".into()), Some("[]".into()), Some(r#"{"members":7}"#.into()), huge, other] {
+        members[1].reads(bad.clone());
+        members[2].reads(bad);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let view = handle.view.borrow().clone();
+        assert!(open_to("pg1")(&view) && !away(&view) && view.members.len() == 3, "{}", why(&view));
+    }
+    members[0].reads(Some("{".into()));
+    let (view, _) = until(&handle, "unreachable", away).await;
+    assert!(why(&view).contains("not a JSON object") && why(&view).contains("scope \"prod\""), "{}", why(&view));
+}
+
+/// `openssl s_server -HTTP` answers with the file named in the request, to those whose certificate our CA signed.
+struct TlsServer(Child);
+
+impl Drop for TlsServer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn tls_with_client_certificates() {
+    let folder = TempDir::new().unwrap();
+    certificates::make(folder.path());
+    let port = free_port();
+    let mut members = [Member::start("pg1").await];
+    members[0].port = port;
+    for (file, body) in [
+        ("cluster", cluster(&members, Some("pg1"), 1).unwrap().replace("http:", "https:")),
+        ("patroni", members[0].said.lock().own.replace("replica", "primary")),
+    ] {
+        let answer = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        std::fs::write(folder.path().join(file), answer).unwrap();
+    }
+    let server = Command::new("openssl")
+        .args(["s_server", "-quiet", "-HTTP", "-accept", &format!("127.0.0.1:{port}")])
+        .args(["-cert", "server.crt", "-key", "server.key", "-CAfile", "ca.crt", "-Verify", "1"])
+        .args(["-verify_return_error"])
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let _server = TlsServer(server);
+    let file = |name: &str| Some(folder.path().join(name));
+    let tls = TlsFiles { ca: file("ca.crt"), cert: file("client.crt"), key: file("client.key"), server_name: None };
+    let with = |tls: TlsFiles| follow(vec![format!("https://127.0.0.1:{port}")], tls);
+    until(&with(tls.clone()), "pg1", open_to("pg1")).await;
+    let (view, _) = until(&with(TlsFiles { ca: file("other-ca.crt"), ..tls.clone() }), "refused", away).await;
+    assert!(why(&view).contains("UnknownIssuer"), "{}", why(&view));
+    until(&with(TlsFiles { cert: None, key: None, ..tls }), "refused", away).await;
+}
