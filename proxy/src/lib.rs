@@ -16,5 +16,6 @@ pub mod log;
 pub mod pg;
 pub mod pool;
 pub mod proxy;
+pub mod ring;
 pub mod session;
 pub mod splice;

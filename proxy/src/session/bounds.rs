@@ -1,26 +1,25 @@
-//! Time limits and cuts around operations that must not be dropped.
+//! Time limits and cuts around the steps of a session.
 //!
-//! A tokio-uring operation owns its buffer until the kernel is done with it; its future must run to completion. So a
-//! limit does not drop the operation: it shuts the sockets down, which completes it, and waits for that.
+//! A bound that is reached drops the operation, which cancels it, and shuts the sockets down.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::pin;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
-
-use tokio::sync::Notify;
 
 use super::leg::Leg;
 use super::{Session, Termination};
+use crate::ring;
 
 /// How often a client that should be silent is looked at for having gone away.
 const GLANCE: Duration = Duration::from_millis(500);
 
-/// An order to end a session, from its worker to its task.
+/// An order to end a session, from its worker to its task, which alone waits for it.
 #[derive(Debug, Default)]
 pub(crate) struct Cut {
     reason: Cell<Option<Termination>>,
-    ordered: Notify,
+    waiting: RefCell<Option<Waker>>,
 }
 
 impl Cut {
@@ -29,16 +28,20 @@ impl Cut {
         if self.reason.get().is_none() {
             self.reason.set(Some(reason));
         }
-        self.ordered.notify_one();
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
     }
 
     pub(crate) async fn ordered(&self) -> Termination {
-        loop {
-            if let Some(reason) = self.reason.get() {
-                return reason;
+        std::future::poll_fn(|context| match self.reason.get() {
+            Some(reason) => Poll::Ready(reason),
+            None => {
+                self.waiting.replace(Some(context.waker().clone()));
+                Poll::Pending
             }
-            self.ordered.notified().await;
-        }
+        })
+        .await
     }
 }
 
@@ -54,24 +57,21 @@ pub(crate) struct Bounds<'a> {
 }
 
 impl Session {
-    /// Runs `operation` to its end, within bounds. On `Err` the operation has completed and its result is gone.
+    /// Runs `operation` to its end, within bounds. On `Err` it was dropped half-way.
     pub(crate) async fn within<T>(
         &self,
         bounds: Bounds<'_>,
         operation: impl Future<Output = T>,
     ) -> Result<T, Termination> {
-        let mut operation = pin!(operation);
-        let reason = tokio::select! {
-            biased;
-            done = &mut operation => return Ok(done),
-            reason = self.struck(&bounds) => reason,
-        };
-        bounds.both.iter().for_each(|leg| leg.shut_down());
-        operation.await;
-        Err(reason)
+        let (mut operation, mut struck) = (pin!(operation), pin!(self.struck(&bounds)));
+        let done = std::future::poll_fn(|context| match operation.as_mut().poll(context) {
+            Poll::Ready(done) => Poll::Ready(Ok(done)),
+            Poll::Pending => struck.as_mut().poll(context).map(Err),
+        });
+        done.await.inspect_err(|_| bounds.both.iter().for_each(|leg| leg.shut_down()))
     }
 
-    /// Completes when a bound is reached or a cut is ordered. By itself only for waits that touch no ring.
+    /// Completes when a bound is reached or a cut is ordered.
     pub(crate) async fn struck(&self, bounds: &Bounds<'_>) -> Termination {
         tokio::select! {
             biased;
@@ -84,7 +84,7 @@ impl Session {
 
 async fn until(deadline: Option<Instant>) {
     match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        Some(deadline) => ring::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
 }
@@ -92,7 +92,7 @@ async fn until(deadline: Option<Instant>) {
 async fn hang_up(leg: Option<&Leg>) {
     let Some(leg) = leg else { return std::future::pending().await };
     loop {
-        tokio::time::sleep(GLANCE).await;
+        ring::sleep(GLANCE).await;
         if leg.hung_up() {
             return;
         }

@@ -12,6 +12,7 @@ use super::connect::{Outbound, connect};
 use super::{Session, Termination};
 use crate::pg::cancel::{key_of, peer_id};
 use crate::pool::Pool;
+use crate::ring;
 
 /// A server that took a cancel closes the connection; this long is waited for that, so that a client which waits for
 /// the close (as libpq does) knows the cancel was taken.
@@ -61,7 +62,7 @@ async fn send(session: &Session, targets: Vec<SocketAddr>, packet: &[u8]) -> boo
         .into_iter()
         .map(|target| {
             let (pool, packet) = (session.pool.clone(), packet.to_vec());
-            tokio_uring::spawn(async move { send_one(&pool, target, packet).await })
+            ring::spawn(async move { send_one(&pool, target, packet).await })
         })
         .collect();
     let mut taken = false;
@@ -73,22 +74,15 @@ async fn send(session: &Session, targets: Vec<SocketAddr>, packet: &[u8]) -> boo
 
 async fn send_one(pool: &Pool, target: SocketAddr, packet: Vec<u8>) -> bool {
     let leg = match connect(target, &pool.config.load_full(), Outbound::default()).await {
-        Ok(leg) => std::rc::Rc::new(leg),
+        Ok(leg) => leg,
         Err(error) => {
             tracing::info!(pool = pool.name, backend = %target, "cancel not delivered: {error}");
             return false;
         }
     };
-    // The limit shuts the socket down, which ends the read below.
-    let watched = leg.clone();
-    let limit = tokio_uring::spawn(async move {
-        tokio::time::sleep(CLOSE_LIMIT).await;
-        watched.shut_down();
-    });
     let sent = leg.write_all(packet).await.is_ok();
     // Nothing but the end is expected; a reset is an end, too.
-    let _ = leg.read_more(&mut Vec::new()).await;
-    limit.abort();
+    let _ = ring::timeout(CLOSE_LIMIT, leg.read_more(&mut Vec::new())).await;
     sent
 }
 

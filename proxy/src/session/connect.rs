@@ -5,22 +5,21 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use socket2::SockRef;
-use tokio::net::TcpSocket;
-use tokio_uring::net::TcpStream;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::bounds::Bounds;
 use super::leg::{self, Leg};
 use super::pick::{self, Failed, Tried};
 use super::startup::Opening;
 use super::{Phase, Session, Termination};
-use crate::config;
 use crate::health::passive;
 use crate::pg::startup::FirstPacket;
 use crate::pool::Place;
+use crate::{config, ring};
 
 /// How long a backend may think about an SSLRequest or GSSENCRequest before another is tried.
 const ANSWER_LIMIT: std::time::Duration = std::time::Duration::from_secs(3);
@@ -134,7 +133,6 @@ async fn attempt(
     let started = Instant::now();
     let bounds =
         Bounds { both: [client, client], deadline: None, late: Termination::ConnectFailed, watch: Some(client) };
-    // A connect that waits holds no buffer of the ring, so it may be dropped.
     let connected = tokio::select! {
         biased;
         connected = connect(address, &config, Outbound::default()) => connected,
@@ -216,19 +214,17 @@ pub fn is_port_taken(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL))
 }
 
-/// One TCP connect under the pool's limit, tuned. tokio-uring offers no connect on a socket of ours and none that a
-/// time limit could end, so this one step waits through epoll.
+/// One TCP connect under the pool's limit, tuned.
 pub async fn connect(address: SocketAddr, config: &config::Pool, outbound: Outbound) -> io::Result<Leg> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     leg::tune(SockRef::from(&socket), &config.tcp)?;
     outbound.apply(SockRef::from(&socket))?;
     let limit = config.timeouts.connect;
-    let stream = tokio::time::timeout(limit, socket.connect(address))
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")))??;
-    let stream = stream.into_std()?;
-    stream.set_nonblocking(false)?;
-    Ok(Leg::new(TcpStream::from_std(stream), address))
+    match ring::timeout(limit, ring::connect(socket.as_fd(), address.into())).await {
+        Some(connected) => connected?,
+        None => return Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}"))),
+    }
+    Ok(Leg::new(socket.into(), address))
 }
 
 #[cfg(test)]
@@ -237,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_given_port_serves_each_backend_once() {
-        tokio_uring::start(async {
+        ring::block_on(async {
             let backends = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
             let [one, two] = [&backends[0], &backends[1]].map(|backend| backend.local_addr().unwrap());
             let config = config::Pool::default();
@@ -254,18 +250,20 @@ mod tests {
             let outbound = Outbound { local: Some(one), max_segment: None };
             let taken = connect(two, &config, outbound).await.err().expect("somebody listens there");
             assert!(is_port_taken(&taken), "{taken}");
-        });
+        })
+        .unwrap();
     }
 
     #[test]
     fn a_leg_announces_the_segment_size_it_is_given() {
-        tokio_uring::start(async {
+        ring::block_on(async {
             let backend = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let outbound = Outbound { local: None, max_segment: Some(1000) };
             let _leg = connect(backend.local_addr().unwrap(), &config::Pool::default(), outbound).await.unwrap();
             let (accepted, _) = backend.accept().unwrap();
             let mss = SockRef::from(&accepted).tcp_mss().unwrap();
             assert!((900..=1000).contains(&mss), "timestamps may take twelve bytes of 1000: {mss}");
-        });
+        })
+        .unwrap();
     }
 }

@@ -1,71 +1,92 @@
-//! One side of a session: a connected TCP socket, its options and its reads and writes through the ring.
+//! One side of a session: a connected TCP socket, its options and its reads and writes.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio_uring::buf::BoundedBuf;
-use tokio_uring::net::TcpStream;
 
-use crate::config;
+use crate::{config, ring};
 
 /// Room a read leaves behind what is held already, in bytes.
 const READ_ROOM: usize = 2048;
 
 pub struct Leg {
-    stream: TcpStream,
+    socket: OwnedFd,
     pub peer: SocketAddr,
 }
 
 impl Leg {
-    /// `stream` must be blocking: on a non-blocking socket io_uring answers EAGAIN instead of waiting.
-    pub fn new(stream: TcpStream, peer: SocketAddr) -> Self {
-        Self { stream, peer }
+    /// `socket` must be blocking: on a non-blocking one io_uring answers EAGAIN instead of waiting.
+    pub fn new(socket: OwnedFd, peer: SocketAddr) -> Self {
+        Self { socket, peer }
     }
 
     pub fn fd(&self) -> RawFd {
-        self.stream.as_raw_fd()
+        self.socket.as_raw_fd()
     }
 
     fn socket(&self) -> BorrowedFd<'_> {
-        // SAFETY: `self.stream` keeps the descriptor open for as long as `self` is borrowed.
-        unsafe { BorrowedFd::borrow_raw(self.fd()) }
+        self.socket.as_fd()
     }
 
     /// TCP_NODELAY, keepalive and TCP_USER_TIMEOUT.
     pub fn tune(&self, tcp: &config::Tcp) -> io::Result<()> {
-        tune(SockRef::from(&self.socket()), tcp)
+        tune(SockRef::from(&self.socket), tcp)
     }
 
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        SockRef::from(&self.socket()).local_addr().ok()?.as_socket()
+        SockRef::from(&self.socket).local_addr().ok()?.as_socket()
     }
 
     /// Appends what one read yields to `buffer`; 0 is the end of the stream.
     pub async fn read_more(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
-        let mut owned = std::mem::take(buffer);
-        owned.reserve(READ_ROOM);
-        let (result, slice) = self.stream.read(owned.slice_end()).await;
-        *buffer = slice.into_inner();
-        result
+        let (received, bytes) = ring::receive(self.socket(), std::mem::take(buffer), READ_ROOM).await;
+        *buffer = bytes;
+        received
     }
 
-    /// Writes all of `bytes`.
+    /// The same if something is there already; `None` if not. Does not wait.
+    pub fn read_now(&self, buffer: &mut Vec<u8>) -> Option<io::Result<usize>> {
+        buffer.reserve(READ_ROOM);
+        let spare = buffer.spare_capacity_mut();
+        match SockRef::from(&self.socket).recv_with_flags(spare, libc::MSG_DONTWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Ok(received) => {
+                // SAFETY: the kernel has written that many bytes behind those that were there.
+                unsafe { buffer.set_len(buffer.len() + received) };
+                Some(Ok(received))
+            }
+            error => Some(error),
+        }
+    }
+
+    /// Writes all of `bytes`. The ring is for what the socket does not take at once.
     pub async fn write_all(&self, bytes: Vec<u8>) -> io::Result<()> {
-        self.stream.write_all(bytes).await.0
+        let now = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        let mut written = match SockRef::from(&self.socket).send_with_flags(&bytes, now) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            sent => sent?,
+        };
+        let mut bytes = bytes;
+        while written < bytes.len() {
+            let sent;
+            (sent, bytes) = ring::send(self.socket(), bytes, written).await;
+            written += sent?;
+        }
+        Ok(())
     }
 
     /// Ends both directions, which completes every operation in flight.
     pub fn shut_down(&self) {
         // ENOTCONN only: the peer was faster, and then nothing is in flight.
-        let _ = self.stream.shutdown(Shutdown::Both);
+        let _ = SockRef::from(&self.socket).shutdown(Shutdown::Both);
     }
 
     /// The next close sends RST and drops what is queued, as a cut must.
     pub fn reset_on_close(&self) {
-        if let Err(error) = SockRef::from(&self.socket()).set_linger(Some(Duration::ZERO)) {
+        if let Err(error) = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO)) {
             tracing::debug!(peer = %self.peer, "SO_LINGER: {error}");
         }
     }
@@ -93,16 +114,4 @@ pub fn tune(socket: SockRef<'_>, tcp: &config::Tcp) -> io::Result<()> {
     }
     // Zero is the kernel's own.
     socket.set_tcp_user_timeout(Some(tcp.user_timeout))
-}
-
-/// The spare capacity behind what a buffer holds, as the target of a read.
-trait SliceEnd: BoundedBuf + Sized {
-    fn slice_end(self) -> tokio_uring::buf::Slice<Self::Buf>;
-}
-
-impl SliceEnd for Vec<u8> {
-    fn slice_end(self) -> tokio_uring::buf::Slice<Vec<u8>> {
-        let held = self.len();
-        self.slice(held..)
-    }
 }

@@ -1,8 +1,8 @@
 //! A session's life, a file a step: accept → startup → pick → connect → handshake → relay → end.
 //!
 //! A session is one task on one data-plane thread ([`worker`]); it owns both sockets from accept to close. Steps
-//! return `Err(Termination)` when they end it. No operation on the ring is ever dropped half-way: a time limit or a
-//! cut shuts the socket down and the operation then completes by itself ([`bounds`]).
+//! return `Err(Termination)` when they end it. What they wait for goes through the thread's [`crate::ring`], within
+//! time limits and cuts ([`bounds`]).
 
 pub mod accept;
 mod bounds;

@@ -8,6 +8,7 @@ use super::leg::Leg;
 use super::{Phase, Session, Termination};
 use crate::admin::metrics::QueueOutcome;
 use crate::pool::{Picked, Place};
+use crate::ring;
 
 /// Why a session got no backend: how it ends, and the sentence its client reads.
 pub(crate) struct Failed {
@@ -68,7 +69,7 @@ pub(crate) async fn place(
                 }
                 ticket.woken().await;
             } else {
-                tokio::time::sleep(PAUSE).await;
+                ring::sleep(PAUSE).await;
             }
         }
     };
@@ -78,7 +79,6 @@ pub(crate) async fn place(
         late: Termination::QueueTimeout,
         watch: Some(client),
     };
-    // Nothing of the ring is awaited here, so the wait itself may be dropped.
     let outcome = tokio::select! {
         biased;
         place = waiting => Ok(place),

@@ -47,7 +47,11 @@ pub(crate) async fn read(session: &Session, client: &Leg, mut bytes: Vec<u8>) ->
             late: Termination::StartupTimeout,
             watch: None,
         };
-        match session.within(bounds, client.read_more(&mut bytes)).await? {
+        let read = match client.read_now(&mut bytes) {
+            Some(read) => read,
+            None => session.within(bounds, client.read_more(&mut bytes)).await?,
+        };
+        match read {
             Ok(0) => return Err(Termination::ClientGone),
             Ok(_) => {}
             Err(_) => return Err(Termination::ClientReset),

@@ -1,25 +1,23 @@
-//! A data-plane thread: one tokio-uring runtime with its own SO_REUSEPORT listeners, its sessions, and the inbox
-//! through which the control plane steers it. Threads share nothing hot.
+//! A data-plane thread: one ring with its own SO_REUSEPORT listeners, its sessions, and the inbox through which the
+//! control plane steers it. Threads share nothing hot.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use socket2::SockRef;
-use tokio::sync::{mpsc, oneshot};
+use socket2::{SockRef, Socket};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::bounds::Cut;
 use super::{SessionId, Termination, accept, leg};
 use crate::config;
 use crate::proxy::{Listener, Proxy};
+use crate::ring::{self, Accepts};
 use crate::splice::relay::Relay;
-
-/// Entries of the thread's ring. The kernel clamps nothing here: more operations than this are submitted in turns.
-const RING_ENTRIES: u32 = 1024;
 
 /// An order from the control plane.
 #[derive(Debug)]
@@ -62,7 +60,7 @@ pub(crate) struct Worker {
 
 struct Listening {
     listener: Arc<Listener>,
-    socket: Rc<tokio_uring::net::TcpListener>,
+    stop: Rc<Notify>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -70,15 +68,14 @@ struct Listening {
 pub fn start(proxy: Arc<Proxy>, thread: usize, mut inbox: Inbox) -> io::Result<()> {
     let relay = Relay::start(thread)?;
     let (ready, started) = std::sync::mpsc::channel();
+    let control = tokio::runtime::Handle::current();
     std::thread::Builder::new().name(format!("session-{thread}")).spawn(move || {
-        let mut builder = tokio_uring::builder();
-        builder.entries(RING_ENTRIES);
-        let runtime = match tokio_uring::Runtime::new(&builder) {
-            Ok(runtime) => runtime,
-            Err(error) => return drop(ready.send(Err(error))),
-        };
-        let _ = ready.send(Ok(()));
-        runtime.block_on(async move {
+        // For tokio's timers, which the control plane's thread drives; those of the ring cost less.
+        let _control = control.enter();
+        let _guard = AbortOnPanic;
+        let told = ready.clone();
+        let failed = ring::block_on(async move {
+            let _ = ready.send(Ok(()));
             let worker = Rc::new(Worker {
                 proxy,
                 relay,
@@ -91,8 +88,22 @@ pub fn start(proxy: Arc<Proxy>, thread: usize, mut inbox: Inbox) -> io::Result<(
                 worker.obey(command).await;
             }
         });
+        if let Err(error) = failed {
+            let _ = told.send(Err(error));
+        }
     })?;
     started.recv().map_err(|_| io::Error::other("the thread ended at its start"))?
+}
+
+/// A thread that unwound would leave its clients waiting in its listening sockets without a word.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
 }
 
 impl Worker {
@@ -112,13 +123,23 @@ impl Worker {
     }
 
     fn listen(self: &Rc<Self>, listener: Arc<Listener>, socket: TcpListener) {
-        let socket = Rc::new(tokio_uring::net::TcpListener::from_std(socket));
-        let task = tokio_uring::spawn(accept::run(self.clone(), listener.clone(), socket.clone()));
-        self.listening.borrow_mut().push(Listening { listener, socket, task });
+        let stop = Rc::new(Notify::new());
+        let (worker, of, stopped) = (self.clone(), listener.clone(), stop.clone());
+        let task = ring::spawn(async move {
+            let socket = Socket::from(socket);
+            let accepts = Accepts::new(socket.as_fd());
+            tokio::select! {
+                () = accept::run(&worker, &of, &accepts) => return,
+                () = stopped.notified() => accepts.stop(),
+            }
+            // What the ring has accepted by now, then what is in the socket's queue: closing would reset them.
+            accept::run(&worker, &of, &accepts).await;
+            accept::drain_queue(&worker, &of, &socket);
+        });
+        self.listening.borrow_mut().push(Listening { listener, stop, task });
     }
 
-    /// shutdown(2) on a listening socket completes the accept in flight and refuses newcomers; connections that wait
-    /// in its queue are taken out before, or they would be reset.
+    /// Closes the listening sockets. Connections that wait in their queues are taken out before, or they would be reset.
     async fn unlisten(self: &Rc<Self>, which: Option<&Arc<Listener>>) {
         let (ending, staying): (Vec<_>, Vec<_>) = self
             .listening
@@ -127,12 +148,7 @@ impl Worker {
             .partition(|one| which.is_none_or(|listener| Arc::ptr_eq(listener, &one.listener)));
         *self.listening.borrow_mut() = staying;
         for one in ending {
-            // SAFETY: the Rc keeps the socket open during this borrow.
-            let socket = unsafe { BorrowedFd::borrow_raw(one.socket.as_raw_fd()) };
-            accept::drain_queue(self, &one.listener, socket);
-            if let Err(error) = SockRef::from(&socket).shutdown(std::net::Shutdown::Read) {
-                tracing::warn!(listener = one.listener.name, "shutdown: {error}");
-            }
+            one.stop.notify_one();
             if let Err(error) = one.task.await {
                 tracing::error!(listener = one.listener.name, "the accept task failed: {error}");
             }
