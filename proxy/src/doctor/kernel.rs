@@ -8,6 +8,7 @@ const CAPABILITIES: [(u32, &str); 5] =
     [(10, "CAP_NET_BIND_SERVICE"), (12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW"), (21, "CAP_SYS_ADMIN"), (39, "CAP_BPF")];
 const NET_BIND_SERVICE: u32 = 10;
 const NET_ADMIN: u32 = 12;
+const NET_RAW: u32 = 13;
 const SYS_ADMIN: u32 = 21;
 const BPF: u32 = 39;
 
@@ -40,6 +41,13 @@ fn capabilities(config: &Config) -> Check {
         let advice = "the guard needs CAP_BPF and CAP_NET_ADMIN: run as root, or AmbientCapabilities= in the unit";
         return Check::fail(NAME, found, advice);
     }
+    // Raw: a cut session is ended by packets that no socket of ours sends.
+    let may_splice = may_guard && has(NET_RAW);
+    if !config.splice.interfaces.is_empty() && !may_splice {
+        let advice = "the splice needs CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW: run as root, or AmbientCapabilities= in \
+                      the unit";
+        return Check::fail(NAME, found, advice);
+    }
     let low: Vec<u16> = config.listeners.values().flat_map(|l| &l.bind).map(|a| a.port()).collect();
     let first_free = sysctl("net/ipv4/ip_unprivileged_port_start").and_then(|t| t.parse().ok()).unwrap_or(1024);
     if let Some(port) = low.into_iter().find(|port| *port != 0 && *port < first_free)
@@ -52,7 +60,7 @@ fn capabilities(config: &Config) -> Check {
     Check::ok(NAME, found)
 }
 
-/// The one road this version has, tried by making a ring.
+/// Tried by making a ring.
 fn io_uring() -> Check {
     const NAME: &str = "road relay";
     match io_uring::IoUring::new(8) {

@@ -1,7 +1,12 @@
 //! What this host allows pgsplice to do, found by trying and not by version numbers, with what to do about each lack.
 
+mod bpf;
 mod host;
+mod interface;
 mod kernel;
+mod netlink;
+mod roads;
+mod splice;
 mod xdp;
 
 use std::path::Path;
@@ -36,8 +41,10 @@ pub enum Level {
 /// Looks at everything. Changes nothing that outlives the call.
 pub fn examine(config: &Config) -> Vec<Check> {
     let mut checks = kernel::examine(config);
+    checks.extend(roads::examine(config));
     checks.extend(host::examine(config));
     checks.extend(xdp::examine(config));
+    checks.extend(splice::examine(config));
     checks
 }
 

@@ -1,4 +1,4 @@
-//! The guard's needs: BPF, bpffs, the interfaces. The program is loaded to see that the kernel takes it, and attached
+//! The guard's needs, and bpffs, which it shares with the splice: BPF, the interfaces. The program is loaded to see that the kernel takes it, and attached
 //! to nothing: attaching may reset a network card.
 
 use std::path::Path;
@@ -9,14 +9,18 @@ use crate::config::{Config, XdpMode};
 
 pub fn examine(config: &Config) -> Vec<Check> {
     let guard = &config.guard;
+    let mut checks = Vec::new();
     if guard.interfaces.is_empty() {
-        return vec![Check::ok("guard", "off: guard.interfaces is empty")];
+        checks.push(Check::ok("guard", "off: guard.interfaces is empty"));
+        if config.splice.interfaces.is_empty() {
+            return checks;
+        }
     }
-    let mut checks = vec![jit()];
+    checks.push(jit());
     let existing = guard.pin_path.ancestors().find(|a| a.exists()).unwrap_or(Path::new("/"));
     if is_bpffs(existing) {
         checks.push(Check::ok("bpffs", format!("mounted, guard.pin_path is {}", guard.pin_path.display())));
-        checks.push(program(&guard.pin_path));
+        checks.extend((!guard.interfaces.is_empty()).then(|| program(&guard.pin_path)));
     } else {
         let found = format!("guard.pin_path {} is not on one", guard.pin_path.display());
         checks.push(Check::fail("bpffs", found, "mount -t bpf bpf /sys/fs/bpf"));
