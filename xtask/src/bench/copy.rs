@@ -1,51 +1,130 @@
-//! The bulk workloads: psql copies a table out, and the same rows in, over and over.
+//! The bulk workloads with psql: a table is copied out, or the same rows in, over and over, by each load process.
 
-use std::time::{Duration, Instant};
+use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use super::load::cpu::{Reading, Spent};
+use super::crew::{between, shares};
+use super::figure::Sample;
+use super::load::window::{nanos, now};
 use super::pgbench::conninfo;
 use super::testbed::MEMORY;
-use super::workload::{Kind, Path, Sample, Time, cpus};
+use super::workload::{Kind, Path, Time, Workload};
 
-pub fn measure(path: Path<'_>, kind: Kind, time: Time) -> Result<Sample> {
-    let file = format!("{MEMORY}/rows");
-    let target = conninfo(path.targets());
-    let megabytes = fetch_rows(path, &target, &file)? as f64 / 1e6;
-    let bring = format!("\\copy bench_in from '{file}'");
-    let argv = match kind {
-        Kind::CopyIn => vec!["psql", "-Xq1", "-v", "ON_ERROR_STOP=1", "-c", "TRUNCATE bench_in", "-c", &bring, &target],
-        _ => {
-            vec!["psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-o", "/dev/null", "-c", "COPY bench_copy TO STDOUT", &target]
-        }
-    };
-    let host = path.testbed.client();
-    // The first one warms caches and is not counted.
-    host.run(&argv)?;
-    let end = Instant::now() + Duration::from_secs_f64(time.measured);
-    let mut total = Spent { seconds: 0.0, busy: 0.0, stolen: 0.0 };
-    let mut copies = 0.0;
-    while copies == 0.0 || Instant::now() < end {
-        let before = Reading::now()?;
-        host.run(&argv)?;
-        let spent = before.until(&Reading::now()?);
-        total.seconds += spent.seconds;
-        total.busy += spent.busy;
-        total.stolen += spent.stolen;
-        copies += 1.0;
-    }
-    Ok(Sample::of(copies * megabytes, &total, cpus()))
+/// The rows, on the client host.
+const ROWS: &str = "/dev/shm/rows";
+
+/// When one copy began and ended.
+struct Copy {
+    began: u64,
+    ended: u64,
 }
 
-/// The rows as a file on the client host, made the first time it is asked for. Returns its size in bytes.
-fn fetch_rows(path: Path<'_>, target: &str, file: &str) -> Result<u64> {
-    let seen = path.testbed.on_client(file);
+pub fn measure(path: Path<'_>, workload: Workload, time: Time) -> Result<Sample> {
+    let size = fetch_rows(path)?;
+    // The first one warms caches, is not counted, and is the one whose bytes are compared.
+    compare(path, workload.kind)?;
+    let processes = shares(workload.clients).len();
+    let from = now() + nanos(time.warmup);
+    let to = from + nanos(time.measured);
+    let (spent, copies) = thread::scope(|scope| {
+        let loops: Vec<_> = (0..processes)
+            .map(|number| {
+                scope.spawn(move || {
+                    let mut copies = Vec::new();
+                    while now() < to {
+                        let began = now();
+                        path.testbed.client().run(command(path, workload.kind, number))?;
+                        copies.push(Copy { began, ended: now() });
+                    }
+                    anyhow::Ok(copies)
+                })
+            })
+            .collect();
+        let spent = between(path, from, to);
+        let mut copies = Vec::new();
+        for one in loops {
+            copies.extend(one.join().map_err(|_| anyhow::anyhow!("a load thread panicked"))??);
+        }
+        Ok::<_, anyhow::Error>((spent?, copies))
+    })?;
+    let bytes: f64 = copies.iter().map(|copy| copy.share_within(from, to) * size as f64).sum();
+    Ok(Sample::of(bytes / 1e6, &spent))
+}
+
+impl Copy {
+    /// The part of it that lies within a time, as if its bytes came evenly.
+    fn share_within(&self, from: u64, to: u64) -> f64 {
+        let within = self.ended.min(to).saturating_sub(self.began.max(from));
+        within as f64 / (self.ended - self.began).max(1) as f64
+    }
+}
+
+fn command(path: Path<'_>, kind: Kind, number: usize) -> Vec<String> {
+    let target = conninfo(path.targets());
+    let words = match kind {
+        Kind::CopyIn => {
+            let table = format!("bench_in{number}");
+            vec!["-1".to_owned(), "-c".to_owned(), format!("TRUNCATE {table}"), "-c".to_owned(), bring(&table)]
+        }
+        _ => out("/dev/null"),
+    };
+    psql(words, target)
+}
+
+fn out(file: &str) -> Vec<String> {
+    ["-o", file, "-c", "COPY bench_copy TO STDOUT"].map(str::to_owned).to_vec()
+}
+
+fn bring(table: &str) -> String {
+    format!("\\copy {table} from '{ROWS}'")
+}
+
+fn psql(words: Vec<String>, target: String) -> Vec<String> {
+    let mut argv = ["psql", "-Xq", "-v", "ON_ERROR_STOP=1"].map(str::to_owned).to_vec();
+    argv.extend(words);
+    argv.push(target);
+    argv
+}
+
+/// Copies once through the contender, and compares what has arrived with what was sent.
+fn compare(path: Path<'_>, kind: Kind) -> Result<()> {
+    let host = path.testbed.client();
+    if kind == Kind::CopyIn {
+        host.run(command(path, kind, 0))?;
+        let sum = |table| {
+            path.testbed.sql("bench", &format!("SELECT count(*), sum(hashtextextended(filler, i)) FROM {table}"))
+        };
+        ensure!(sum("bench_in0")? == sum("bench_copy")?, "COPY FROM STDIN brought other rows than were sent");
+        return Ok(());
+    }
+    let file = format!("{MEMORY}/out");
+    host.run(psql(out(&file), conninfo(path.targets())))?;
+    host.run(["cmp", &file, ROWS]).context("COPY TO STDOUT brought other bytes than the table has")?;
+    host.run(["rm", &file])
+}
+
+/// The rows as a file on the client host, made the first time it is asked for, past the contender. Returns its size.
+fn fetch_rows(path: Path<'_>) -> Result<u64> {
+    let seen = path.testbed.on_client(ROWS);
     if !seen.exists() {
-        let part = format!("{file}.part");
-        let argv = ["psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-o", &part, "-c", "COPY bench_copy TO STDOUT", target];
-        path.testbed.client().run(argv)?;
-        path.testbed.client().run(["mv", &part, file])?;
+        let part = format!("{ROWS}.part");
+        path.testbed.client().run(psql(out(&part), conninfo(&path.testbed.pgbouncers())))?;
+        path.testbed.client().run(["mv", &part, ROWS])?;
     }
     Ok(seen.metadata().context("the rows for COPY")?.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Copy;
+
+    #[test]
+    fn a_copy_counts_by_the_part_within_the_time() {
+        let copy = Copy { began: 100, ended: 200 };
+        assert_eq!(copy.share_within(0, 300), 1.0);
+        assert_eq!(copy.share_within(150, 300), 0.5);
+        assert_eq!(copy.share_within(125, 175), 0.5);
+        assert_eq!(copy.share_within(200, 300), 0.0);
+    }
 }

@@ -8,9 +8,6 @@ use std::time::{Duration, Instant};
 
 use super::workload::cpus;
 
-/// Share of the machine's CPU time, in percent, that others may use without disturbing.
-pub const CALM_PERCENT: f64 = 4.0;
-
 /// Ticks a second in /proc/PID/stat: USER_HZ, see [`super::load::cpu`].
 const USER_HZ: f64 = 100.0;
 const LOOK: Duration = Duration::from_millis(300);
@@ -35,12 +32,12 @@ impl Others {
     }
 }
 
-/// Waits for a moment in which nobody else uses the machine, until `deadline` at most.
-pub fn wait_until_calm(deadline: Instant) {
+/// Waits for a moment in which others use no more than `calm` percent of the CPUs, until `deadline` at most.
+pub fn wait_until_calm(deadline: Instant, calm: f64) {
     while Instant::now() < deadline {
         let before = Others::now();
         sleep(LOOK);
-        if before.percent_since() <= CALM_PERCENT {
+        if before.percent_since() <= calm {
             return;
         }
     }

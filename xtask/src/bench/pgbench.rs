@@ -4,16 +4,17 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::process::Stdio;
-use std::thread::sleep;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::process::{Child, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::load::cpu::Reading;
+use super::crew::{between, shares};
+use super::figure::Sample;
 use super::load::histogram::Histogram;
+use super::load::window;
 use super::testbed::MEMORY;
-use super::workload::{Kind, Path, Sample, Time, Workload, cpus};
+use super::workload::{Kind, Path, Time, Workload};
 
 /// How much longer pgbench runs than we look, in seconds: its start, and both of our readings lie within.
 const SLACK: f64 = 0.7;
@@ -21,39 +22,47 @@ const SLACK: f64 = 0.7;
 pub fn measure(path: Path<'_>, workload: Workload, time: Time) -> Result<Sample> {
     let folder = format!("{MEMORY}/pgbench");
     path.testbed.client().run(["sh", "-c", "rm -rf \"$1\" && mkdir \"$1\"", "sh", &folder])?;
-    let clients = workload.clients.to_string();
-    let threads = workload.clients.min(2).to_string();
+    let began = window::now();
+    let children = shares(workload.clients)
+        .into_iter()
+        .enumerate()
+        .map(|(number, (_, clients))| start(path, workload.kind, clients, time, &format!("{folder}/log{number}")))
+        .collect::<Result<Vec<_>>>()?;
+    let from = began + window::nanos(time.warmup + SLACK / 2.0);
+    let to = from + window::nanos(time.measured);
+    let spent = between(path, from, to);
+    let (from, to) = (wall_clock(from), wall_clock(to));
+    for child in children {
+        let output = child.wait_with_output()?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "pgbench ended with {}: {errors}", output.status);
+        check_summary(&String::from_utf8_lossy(&output.stdout))?;
+    }
+
+    let mut latency = Histogram::default();
+    for entry in fs::read_dir(path.testbed.on_client(&folder)).context("pgbench's logs")? {
+        let log = Log::read(&fs::read_to_string(entry?.path())?)?;
+        latency.merge(&log.within(from, to, workload.kind == Kind::PgbenchConnect));
+    }
+    ensure!(latency.count() > 0, "pgbench logged no transaction in {} s", time.measured);
+    Ok(Sample::of(latency.count() as f64, &spent?).with_latency(&latency))
+}
+
+/// One of the load processes.
+fn start(path: Path<'_>, kind: Kind, clients: usize, time: Time, log: &str) -> Result<Child> {
+    let clients = clients.to_string();
     let seconds = (time.warmup + time.measured + SLACK).ceil().to_string();
-    let log = format!("--log-prefix={folder}/log");
+    let log = format!("--log-prefix={log}");
     let target = conninfo(path.targets());
-    let mut argv = vec!["pgbench", "-n", "-S", "-c", &clients, "-j", &threads, "-T", &seconds, "-l", &log];
-    match workload.kind {
+    let mut argv = vec!["pgbench", "-n", "-S", "-c", &clients, "-j", "1", "-T", &seconds, "-l", &log];
+    match kind {
         Kind::PgbenchPrepared => argv.extend(["-M", "prepared"]),
         Kind::PgbenchConnect => argv.push("-C"),
         _ => argv.extend(["-M", "simple"]),
     }
     argv.push(&target);
     let mut command = path.testbed.client().command(argv);
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    sleep(Duration::from_secs_f64(time.warmup + SLACK / 2.0));
-    let (before, from) = (Reading::now(), wall_clock());
-    sleep(Duration::from_secs_f64(time.measured));
-    let (after, to) = (Reading::now(), wall_clock());
-    let output = child.wait_with_output()?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "pgbench ended with {}: {errors}", output.status);
-    check_summary(&String::from_utf8_lossy(&output.stdout))?;
-
-    let mut log = Log::default();
-    for entry in fs::read_dir(path.testbed.on_client(&folder)).context("pgbench's logs")? {
-        log.read(&fs::read_to_string(entry?.path())?)?;
-    }
-    let latency = log.within(from, to, workload.kind == Kind::PgbenchConnect);
-    ensure!(latency.count() > 0, "pgbench logged no transaction in {} s", time.measured);
-    let mut sample = Sample::of(latency.count() as f64, &before?.until(&after?), cpus());
-    sample.p50_us = latency.percentile_us(50.0);
-    sample.p99_us = latency.percentile_us(99.0);
-    Ok(sample)
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot run pgbench")
 }
 
 /// libpq's connection string; of several targets each connection takes one at random.
@@ -68,9 +77,10 @@ pub fn conninfo(targets: &[SocketAddr]) -> String {
     )
 }
 
-/// Microseconds since 1970, as pgbench's log has them.
-fn wall_clock() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
+/// A moment of [`window::now`] in microseconds since 1970, as pgbench's log has them.
+fn wall_clock(moment: u64) -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+    (since + moment).saturating_sub(window::now()) / 1000
 }
 
 /// pgbench's own summary must agree that nothing failed and something was done.
@@ -90,16 +100,17 @@ fn check_summary(text: &str) -> Result<()> {
 struct Log(BTreeMap<u32, Vec<(u64, u64)>>);
 
 impl Log {
-    /// Adds one thread's file. A line is: client, transaction, latency in µs, script, epoch s, µs.
-    fn read(&mut self, text: &str) -> Result<()> {
+    /// One thread's file. A line is: client, transaction, latency in µs, script, epoch s, µs.
+    fn read(text: &str) -> Result<Self> {
+        let mut log = Self::default();
         for line in text.lines() {
             let fields: Vec<u64> = line.split_whitespace().map_while(|field| field.parse().ok()).collect();
             let [client, _, latency, _, seconds, micros, ..] = fields[..] else {
                 bail!("pgbench's log has a line of another shape: {line}");
             };
-            self.0.entry(client as u32).or_default().push((seconds * 1_000_000 + micros, latency));
+            log.0.entry(client as u32).or_default().push((seconds * 1_000_000 + micros, latency));
         }
-        Ok(())
+        Ok(log)
     }
 
     /// Latencies of the transactions that ended within a time. pgbench leaves out the connecting of `-C`:
@@ -127,16 +138,15 @@ mod tests {
 
     #[test]
     fn only_transactions_within_the_time_count() {
-        let mut log = Log::default();
-        log.read("0 0 200 0 10 500000\n0 1 300 0 11 0\n").unwrap();
-        log.read("1 0 400 0 11 999999\n1 1 500 0 12 0\n").unwrap();
+        let text = "0 0 200 0 10 500000\n0 1 300 0 11 0\n1 0 400 0 11 999999\n1 1 500 0 12 0\n";
+        let log = Log::read(text).unwrap();
         let latency = log.within(11_000_000, 12_000_000, false);
         assert_eq!(latency.count(), 2);
         assert!((latency.percentile_us(50.0).unwrap() / 300.0 - 1.0).abs() < 0.02);
         let cycles = log.within(11_000_000, 12_000_000, true);
         assert_eq!(cycles.count(), 1);
         assert!((cycles.percentile_us(50.0).unwrap() / 500_000.0 - 1.0).abs() < 0.02);
-        assert!(Log::default().read("0 0 failed 0 10 5\n").is_err());
+        assert!(Log::read("0 0 failed 0 10 5\n").is_err());
     }
 
     #[test]

@@ -2,28 +2,42 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
-use super::contender::{Contender, Running};
-use super::load::cpu::Spent;
+use super::contender::{Contender, Entry};
+use super::figure::{Figure, Sample};
+use super::running::Running;
 use super::testbed::Testbed;
-use super::{copy, echo, idle, limit, pgbench};
+use super::{copy, echo, idle, latency, limit, pgbench, trace};
 
 /// A kind of load and how many clients make it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
+    #[serde(rename = "workload")]
     pub kind: Kind,
     pub clients: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// Sessions that only stand: memory.
     Idle,
+    /// The same, more than user space could hold: only what the kernel forwards.
+    IdleSpliced,
     /// 100 B request, 200 B reply, one in flight on each connection.
     Echo,
     /// Connect, startup, one request, close.
     Connections,
+    /// The same to have as many hand-offs a second as there can be.
+    Handoffs,
+    /// Requests at a fixed rate while a thousand sessions a second come and go.
+    Latency,
+    /// Sessions of a few requests, captured at both ends; the answer to the startup fits into a segment.
+    Trace,
+    /// The same with long answers.
+    TraceLong,
     /// `pgbench -S -M simple`.
     PgbenchSimple,
     /// `pgbench -S -M prepared`.
@@ -34,30 +48,47 @@ pub enum Kind {
     CopyOut,
     /// COPY FROM STDIN of the same rows.
     CopyIn,
+    /// The same without PostgreSQL: as many bytes as go through.
+    StreamOut,
+    StreamIn,
 }
 
 impl Kind {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 15] = [
         Self::Idle,
+        Self::IdleSpliced,
         Self::Echo,
         Self::Connections,
+        Self::Handoffs,
+        Self::Latency,
+        Self::Trace,
+        Self::TraceLong,
         Self::PgbenchSimple,
         Self::PgbenchPrepared,
         Self::PgbenchConnect,
         Self::CopyOut,
         Self::CopyIn,
+        Self::StreamOut,
+        Self::StreamIn,
     ];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Idle => "idle",
+            Self::IdleSpliced => "idle-spliced",
             Self::Echo => "echo",
             Self::Connections => "connections",
+            Self::Handoffs => "handoffs",
+            Self::Latency => "latency",
+            Self::Trace => "trace",
+            Self::TraceLong => "trace-long",
             Self::PgbenchSimple => "pgbench-simple",
             Self::PgbenchPrepared => "pgbench-prepared",
             Self::PgbenchConnect => "pgbench-connect",
             Self::CopyOut => "copy-out",
             Self::CopyIn => "copy-in",
+            Self::StreamOut => "stream-out",
+            Self::StreamIn => "stream-in",
         }
     }
 
@@ -65,27 +96,98 @@ impl Kind {
     fn clients(self) -> &'static [usize] {
         match self {
             Self::Idle => &[10_000],
+            Self::IdleSpliced => &[100_000],
             Self::Echo => &[1, 16, 128, 1000],
             Self::Connections => &[16],
+            Self::Handoffs => &[64],
+            Self::Latency => &[16],
+            Self::Trace | Self::TraceLong => &[10_000],
             Self::PgbenchSimple | Self::PgbenchPrepared => &[1, 16, 64],
             Self::PgbenchConnect => &[8],
-            Self::CopyOut | Self::CopyIn => &[1],
+            Self::CopyOut | Self::CopyIn | Self::StreamOut | Self::StreamIn => &[2],
         }
     }
 
     /// Unit of the throughput.
     pub fn unit(self) -> &'static str {
         match self {
-            Self::Idle => "sessions",
+            Self::Idle | Self::IdleSpliced => "sessions",
             Self::Echo => "requests/s",
             Self::Connections => "connections/s",
+            Self::Handoffs => "hand-offs/s",
+            Self::Latency | Self::Trace | Self::TraceLong => "sessions/s",
             Self::PgbenchSimple | Self::PgbenchPrepared | Self::PgbenchConnect => "transactions/s",
-            Self::CopyOut | Self::CopyIn => "MB/s",
+            Self::CopyOut | Self::CopyIn | Self::StreamOut | Self::StreamIn => "MB/s",
         }
     }
 
+    pub fn is_bulk(self) -> bool {
+        matches!(self, Self::CopyOut | Self::CopyIn | Self::StreamOut | Self::StreamIn)
+    }
+
     pub fn needs_postgres(self) -> bool {
-        !matches!(self, Self::Idle | Self::Echo | Self::Connections)
+        matches!(
+            self,
+            Self::PgbenchSimple | Self::PgbenchPrepared | Self::PgbenchConnect | Self::CopyOut | Self::CopyIn
+        )
+    }
+
+    /// What the table shows of it.
+    pub fn columns(self) -> &'static [Figure] {
+        use Figure::*;
+        match self {
+            Self::Idle => &[RssBaseBytes, RssBytesPerSession, KernelBytesPerSession],
+            Self::IdleSpliced => {
+                &[RssBaseBytes, RssBytesPerSession, MapBytesPerSession, BytesPerSession, KernelBytesPerSession]
+            }
+            Self::Latency => &[QuietP50Us, QuietP99Us, QuietP999Us, P50Us, P99Us, P999Us, CpuUsPerOp, IdlePercent],
+            Self::Trace | Self::TraceLong => &[Packets, Retransmissions, OutOfOrder, Resets, Probes, AtTheEnds],
+            kind if kind.is_bulk() => &[CpuUsPerOp, IdlePercent],
+            _ => &[P50Us, P99Us, CpuUsPerOp, IdlePercent],
+        }
+    }
+
+    /// Whether it says something about this contender.
+    pub fn fits(self, contender: Contender) -> bool {
+        let is_trace = matches!(self, Self::Trace | Self::TraceLong);
+        let is_for_splices = is_trace || matches!(self, Self::IdleSpliced | Self::Handoffs);
+        match contender {
+            Contender::HaproxySplice => self.is_bulk(),
+            Contender::DirectAgain => !is_for_splices && !self.is_exact(),
+            Contender::Sockmap => !is_for_splices,
+            // The control run.
+            Contender::Relay => !is_for_splices || is_trace,
+            _ => !is_for_splices || contender.is_spliced(),
+        }
+    }
+
+    /// Whether its figures are sizes and counts, which no noise blurs.
+    pub fn is_exact(self) -> bool {
+        matches!(self, Self::Idle | Self::IdleSpliced | Self::Trace | Self::TraceLong)
+    }
+
+    /// Sessions for which the kernel's maps must have room where the default does not do: a session's entries stay 15 s
+    /// behind its end.
+    fn map_sessions(self, clients: usize) -> Option<usize> {
+        match self {
+            Self::IdleSpliced => Some(clients),
+            Self::Connections | Self::Handoffs | Self::PgbenchConnect | Self::Latency => Some(250_000),
+            _ => None,
+        }
+    }
+
+    /// Whether its sessions are there all the time, so that their road can be seen when it is measured.
+    fn stands(self) -> bool {
+        matches!(
+            self,
+            Self::Idle
+                | Self::IdleSpliced
+                | Self::Echo
+                | Self::PgbenchSimple
+                | Self::PgbenchPrepared
+                | Self::StreamOut
+                | Self::StreamIn
+        )
     }
 }
 
@@ -104,23 +206,44 @@ impl Workload {
 
     /// Whether `name` asks for it: `echo` is all client counts, `echo-16` one.
     pub fn is_called(&self, name: &str) -> bool {
-        name == self.kind.name() || name == format!("{}-{}", self.kind.name(), self.clients)
+        name == self.kind.name() || name == self.name()
+    }
+
+    pub fn name(&self) -> String {
+        format!("{}-{}", self.kind.name(), self.clients)
     }
 
     /// One measurement through a freshly started contender.
-    pub fn measure(&self, contender: Contender, testbed: &Testbed, time: Time) -> Result<Sample> {
-        let backends = if self.kind.needs_postgres() { testbed.pgbouncers() } else { testbed.echo_servers() };
-        let running = Running::start(contender, testbed, backends)?;
-        let path = Path { testbed, contender: &running };
-        let sample = match self.kind {
-            Kind::Idle => idle::measure(path, self.clients),
-            Kind::Echo | Kind::Connections => echo::measure(path, *self, time),
-            Kind::PgbenchSimple | Kind::PgbenchPrepared | Kind::PgbenchConnect => pgbench::measure(path, *self, time),
-            Kind::CopyOut | Kind::CopyIn => copy::measure(path, self.kind, time),
+    pub fn measure(&self, entry: Entry, testbed: &Testbed, time: Time) -> Result<Sample> {
+        let crowd = (self.kind == Kind::IdleSpliced).then(|| testbed.start_crowd()).transpose()?;
+        let backends = match self.kind {
+            kind if kind.needs_postgres() => testbed.pgbouncers(),
+            Kind::IdleSpliced => testbed.crowd_servers(),
+            _ => testbed.echo_servers(),
         };
-        let stopped = running.stop(contender);
+        let maps = self.kind.map_sessions(self.clients);
+        let running = Running::start(entry.contender, testbed, &backends, maps)?;
+        let path = Path { testbed, contender: &running };
+        let sample = self.load(path, time);
+        let sample = sample.and_then(|sample| running.with_road(sample, self.kind.stands().then_some(self.clients)));
+        let stopped = running.stop();
+        drop(crowd);
         // If the contender died, that explains a failed load better than the load's own words.
-        stopped.and(sample).with_context(|| format!("{self} through {}", contender.name()))
+        stopped.and(sample)
+    }
+
+    fn load(&self, path: Path<'_>, time: Time) -> Result<Sample> {
+        match self.kind {
+            Kind::Idle => idle::measure(path, self.clients),
+            Kind::IdleSpliced => idle::measure_crowd(path, self.clients),
+            Kind::Echo | Kind::Connections | Kind::Handoffs | Kind::StreamOut | Kind::StreamIn => {
+                echo::measure(path, *self, time)
+            }
+            Kind::Latency => latency::measure(path, self.clients, time),
+            Kind::Trace | Kind::TraceLong => trace::measure(path, *self),
+            Kind::PgbenchSimple | Kind::PgbenchPrepared | Kind::PgbenchConnect => pgbench::measure(path, *self, time),
+            Kind::CopyOut | Kind::CopyIn => copy::measure(path, *self, time),
+        }
     }
 }
 
@@ -148,45 +271,6 @@ impl Path<'_> {
 pub struct Time {
     pub warmup: f64,
     pub measured: f64,
-}
-
-/// One measurement.
-#[derive(Clone, Debug, Default)]
-pub struct Sample {
-    /// In the kind's unit.
-    pub throughput: f64,
-    pub p50_us: Option<f64>,
-    pub p99_us: Option<f64>,
-    /// Of the whole machine, for each operation: a request, connection, transaction or megabyte.
-    pub cpu_us_per_op: Option<f64>,
-    /// Share of the CPUs' time that the hypervisor kept, in percent.
-    pub stolen_percent: Option<f64>,
-    /// Share of the CPUs' time that programs beside the bench used, in percent.
-    pub others_percent: Option<f64>,
-    pub memory: Option<Memory>,
-}
-
-/// What idle sessions cost, in bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct Memory {
-    /// Resident memory of the contender's processes before the first session.
-    pub rss_base: f64,
-    /// Its growth for each session.
-    pub rss_per_session: f64,
-    /// Growth of the machine's kernel memory for each session, client's and server's sockets included.
-    pub kernel_per_session: f64,
-}
-
-impl Sample {
-    /// From `operations` done in the time and with the CPU of `spent`.
-    pub fn of(operations: f64, spent: &Spent, cpus: usize) -> Self {
-        Self {
-            throughput: operations / spent.seconds,
-            cpu_us_per_op: Some(spent.busy * 1e6 / operations),
-            stolen_percent: Some(100.0 * spent.stolen / (spent.seconds * cpus as f64)),
-            ..Self::default()
-        }
-    }
 }
 
 /// CPUs of this machine.

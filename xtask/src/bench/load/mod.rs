@@ -6,5 +6,7 @@
 pub mod client;
 pub mod cpu;
 pub mod histogram;
+mod pattern;
 pub mod server;
+pub mod window;
 pub mod wire;
