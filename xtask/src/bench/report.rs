@@ -13,6 +13,9 @@ use super::table::{align, number};
 use super::verdict::{Finding, Noise, Verdict};
 use super::workload::Workload;
 
+/// Characters of the reason for a failure that fit into a table.
+const NOTE: usize = 100;
+
 /// The median figures of one contender under one workload.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
@@ -74,7 +77,9 @@ fn row(results: &Results, workload: Workload, entry: Entry) -> Row {
     };
     let throughput = values(Figure::Throughput);
     let failures = results.failures(workload, entry);
-    let note = failures.first().map(|first| first.lines().next().unwrap_or_default());
+    // All of it has been told when it happened, and is in the JSON.
+    let note =
+        failures.first().map(|first| first.lines().next().unwrap_or_default().chars().take(NOTE).collect::<String>());
     Row {
         workload,
         entry,

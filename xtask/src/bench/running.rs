@@ -160,6 +160,17 @@ impl Running {
     }
 }
 
+/// However a measurement ends, the next contender needs the address.
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(service) = &self.service
+            && service.kill(libc::SIGKILL).is_ok()
+        {
+            let _ = service.wait(Duration::from_secs(5));
+        }
+    }
+}
+
 /// Whether it can be started: `None` if so.
 pub fn missing(contender: Contender, testbed: &Testbed) -> Result<Option<Missing>> {
     let modules = (contender == Contender::Nginx).then_some("/usr/lib/nginx/modules/ngx_stream_module.so");

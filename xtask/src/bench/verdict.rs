@@ -95,9 +95,9 @@ fn finding(results: &Results, workload: Workload, entry: Entry, goal: Goal) -> F
         Goal::NoMoreThan { figures, of } => no_more_than(results, workload, entry, figures, of),
     };
     let failures = results.failures(workload, entry);
-    if let Some(first) = failures.first() {
+    if !failures.is_empty() {
         judged.verdict = Verdict::Missed;
-        judged.why = format!("{} failed: {}", failures.len(), first.lines().next().unwrap_or_default());
+        judged.why = format!("{} measurement{} failed", failures.len(), plural(failures.len()));
     }
     let Judged { figure, verdict, why, dropped } = judged;
     Finding { workload, entry, target: goal.to_string(), figure, verdict, why, dropped }
@@ -303,9 +303,9 @@ mod tests {
         add(&mut results, Contender::Direct, 1.0, near(1000.0, 20.0));
         add(&mut results, Contender::Tc, 1.0, near(1000.0, 20.0));
         assert_eq!(verdict(&results, SHARE).verdict, Verdict::Met);
-        results.add(ECHO, on_veth(Contender::Tc), 8, Measured::Failed("a wrong byte\nsomewhere".into()));
+        results.add(ECHO, on_veth(Contender::Tc), 8, Measured::Failed("a wrong byte".into()));
         let found = verdict(&results, SHARE);
-        assert_eq!((found.verdict, found.why.as_str()), (Verdict::Missed, "1 failed: a wrong byte"));
+        assert_eq!((found.verdict, found.why.as_str()), (Verdict::Missed, "1 measurement failed"));
     }
 
     #[test]
