@@ -143,7 +143,7 @@ pub fn between(path: Path<'_>, from: u64, to: u64) -> Result<Spent> {
     window::sleep_until(from);
     let before = Reading::now()?;
     window::sleep_until(to);
-    Ok(before.until(&Reading::now()?))
+    Ok(before.until(&Reading::now()?).during((to - from) as f64 / 1e9))
 }
 
 /// How many connections each load process has, and how many the others before it have.

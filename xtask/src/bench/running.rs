@@ -141,7 +141,9 @@ impl Running {
             _ => return Ok(sample),
         };
         let percent = 100.0 * took / of.max(1.0);
-        ensure!(percent >= ENOUGH_PERCENT, "only {took} of {of} sessions took the road");
+        // Which road sessions that come and go should take is for `auto` to say.
+        let is_free = self.contender == Contender::Auto && standing.is_none();
+        ensure!(is_free || percent >= ENOUGH_PERCENT, "only {took} of {of} sessions took the road");
         Ok(sample.with(Figure::OnRoadPercent, percent.min(100.0)))
     }
 

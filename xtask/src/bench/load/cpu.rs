@@ -53,6 +53,12 @@ impl Reading {
 }
 
 impl Spent {
+    /// As much of it as falls on `seconds`: a reading may come a little later than it should.
+    pub fn during(self, seconds: f64) -> Self {
+        let share = seconds / self.seconds;
+        Self { seconds, busy: self.busy * share, idle: self.idle * share, stolen: self.stolen * share }
+    }
+
     /// Shares of the CPUs' time, in percent: idle (of what the hypervisor left), stolen.
     pub fn idle_percent(&self) -> f64 {
         100.0 * self.idle / (self.busy + self.idle).max(f64::MIN_POSITIVE)
@@ -92,6 +98,8 @@ mod tests {
     #[test]
     fn idle_is_a_share_of_what_the_hypervisor_left() {
         let spent = Spent { seconds: 1.0, busy: 1.2, idle: 0.4, stolen: 0.4 };
-        assert!((spent.idle_percent() - 25.0).abs() < 1e-9 && (spent.stolen_percent() - 20.0).abs() < 1e-9);
+        let half = spent.during(0.5);
+        assert_eq!((half.seconds, half.busy), (0.5, 0.6));
+        assert!((half.idle_percent() - 25.0).abs() < 1e-9 && (spent.stolen_percent() - 20.0).abs() < 1e-9);
     }
 }
