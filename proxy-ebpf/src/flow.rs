@@ -19,6 +19,13 @@ pub const META: &str = "META";
 /// User space only: the listener and pool names that `SessionMeta` refers to by index.
 pub const LABELS: &str = "LABELS";
 
+/// The XDP program, which is the guard's too, for kernels with multi-buffer frames (5.18 and later) and for those without.
+pub const PROGRAM_XDP_FRAGS: &str = "splice_frags";
+pub const PROGRAM_XDP: &str = "splice";
+/// The TC programs of ingress and egress (tcx, Linux 6.6). That of egress belongs on every interface of the splice, of XDP too.
+pub const PROGRAM_TC: &str = "tc_splice";
+pub const PROGRAM_TC_EGRESS: &str = "tc_keep_quiet";
+
 /// Sessions that may be spliced at a time unless the loader sets another capacity (`splice.max_sessions`): entries of
 /// `SESSIONS`, `CONTROL` and `META`; `FLOWS` has two for each.
 pub const DEFAULT_SESSIONS: u32 = 65_536;
@@ -28,6 +35,24 @@ pub const MAX_WATCHES: u32 = 16_384;
 pub const EVENTS_BYTES: u32 = 256 * 1024;
 /// Entries of `LABELS`.
 pub const MAX_LABELS: u32 = 1024;
+
+// What the programs make of a packet.
+//
+// *Known* is a TCP packet, or the first fragment of one, whose tuple is a key of `FLOWS`; its flow must name the program
+// (`FLOW_XDP`, `FLOW_TC`) and its session's control word be HOLD, LIVE or CUT, else it passes up. Followed to the ports
+// are one 802.1Q tag, IPv4 options and up to six IPv6 extension headers. In this order:
+// 1. a fragment is dropped (`counter::FRAGMENT`), then what has IPv6 extension headers (`EXTENSION`), then what is cut off
+//    or lies about a length of IP or TCP (`MALFORMED`);
+// 2. CUT and HOLD as their constants have it;
+// 3. LIVE, a SYN without ACK on a session that is closed (FIN_ACKED both ways): if its SEQ is beyond `seq_end` or its TSval
+//    beyond `tsval` (RFC 6191), both flows are removed (`event::REUSED`) and it passes up, watched;
+// 4. LIVE: the way out is looked up, then the options are rewritten (malformed ones: `MALFORMED`), the headers, the
+//    checksums; it leaves, is counted, and is believed if it fits (see `SideState`). A RST that is believed removes both
+//    flows (`event::RESET`).
+//
+// Malformed options are those whose length leads out of the header, a SACK of other than 1 to 4 blocks and, with
+// `FLOW_TIMESTAMPS`, timestamps of other than 10 bytes. Every TS and SACK option is rewritten, should there be several.
+// TTL or hop limit become 64. Checksums are kept up incrementally: a wrong one stays wrong.
 
 /// The addresses and ports of a packet: key of `FLOWS` and `WATCHES` as the packet comes in (`src` is the peer, `dst` this host).
 #[repr(C)]
@@ -66,7 +91,7 @@ pub struct Flow {
     pub slot: u32,
     /// Added to SEQ.
     pub seq_delta: u32,
-    /// Added to ACK and to both edges of each SACK block.
+    /// Added to ACK, in a packet with ACK, and to both edges of each SACK block.
     pub ack_delta: u32,
     /// Added to TSval, with [`FLOW_TIMESTAMPS`].
     pub tsval_delta: u32,
@@ -75,7 +100,7 @@ pub struct Flow {
     /// The interface the other leg's packets came in by. TC sends there; XDP asks the routing table, and takes this one
     /// where that answers with the VLAN device on top of it.
     pub out_ifindex: u32,
-    /// The 802.1Q VLAN id of the other leg, 0 for untagged.
+    /// The 802.1Q VLAN id of the other leg, 0 for untagged: it leaves with exactly this tag, at priority 0.
     pub out_vlan: u16,
     /// `FLOW_*`
     pub flags: u16,
@@ -102,11 +127,13 @@ pub const NO_LISTENER: u32 = u32::MAX;
 pub mod control {
     /// No session. A flow that still refers to it passes up.
     pub const FREE: u32 = 0;
-    /// SYN, FIN and payload are dropped, pure ACKs pass up, a RST is noted ([`super::SIDE_RST`]) and dropped.
+    /// Pure ACKs (ACK without SYN, FIN, RST and payload) pass up. All else is dropped and noted ([`super::SIDE_HELD`]),
+    /// a RST that fits as [`super::SIDE_RST`] too.
     pub const HOLD: u32 = 1;
     /// Forwarded.
     pub const LIVE: u32 = 2;
-    /// Every packet but a RST is answered with a RST and dropped.
+    /// Every packet is dropped; all but a RST are answered with one, made of the packet and sent back where it came
+    /// from: SEQ its ACK, or without ACK as RFC 9293, 3.10.7.1 has it.
     pub const CUT: u32 = 3;
 }
 
@@ -119,6 +146,16 @@ pub struct SessionState {
 }
 
 /// What came from one side, X, on its way to Y. Sequence numbers are X's own, as in X's packets.
+///
+/// `packets` and `bytes` count whatever was forwarded. The rest changes only by packets that fit, in LIVE and, for pure
+/// ACKs, in HOLD; a SYN changes nothing. With [`SLACK`] or the window, whichever is more, a packet of X *fits* if it has
+/// ACK, its SEQ is from `acked − slack` to `max(seq_end, acked + window) + slack`, and its ACK, rewritten, from Y's
+/// `acked − slack` to Y's `seq_end + slack`. Then, with Y its other side:
+/// - `last_ns`, `tsval` and `seq_end` are its; where its ACK is not before Y's `acked`, that and Y's `window` are its too,
+///   and Y's `seq_end` is at least its ACK;
+/// - a FIN is believed if its end is not before `acked` and no FIN of X's is acknowledged yet; the last one counts.
+///
+/// A RST fits if its SEQ is in `acked..=seq_end`, whatever else it says, and changes only the flags.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SideState {
@@ -132,7 +169,7 @@ pub struct SideState {
     pub seq_end: u32,
     /// Highest of X's numbers that Y has acknowledged (Y's ACK after its rewriting).
     pub acked: u32,
-    /// Bytes Y last offered, from `acked` on.
+    /// Bytes Y last offered, from `acked` on: its window scaled, of a packet that moved or repeated `acked`.
     pub window: u32,
     /// The last TSval, X's own.
     pub tsval: u32,
@@ -142,14 +179,19 @@ pub struct SideState {
     pub flags: u32,
 }
 
+/// How far beyond what is expected a number may be and still fit, in bytes, where the window is smaller.
+pub const SLACK: u32 = 65_535;
+
 /// X has sent a FIN that fits the window.
 pub const SIDE_FIN: u32 = 1;
 /// Y has acknowledged it.
 pub const SIDE_FIN_ACKED: u32 = 2;
-/// X has sent a RST that fits: its SEQ is in `acked..=seq_end`.
+/// X has sent a RST that fits.
 pub const SIDE_RST: u32 = 4;
 /// Something came from X that was dropped in HOLD.
 pub const SIDE_HELD: u32 = 8;
+/// X's FIN came before any of Y's.
+pub const SIDE_FIN_FIRST: u32 = 16;
 
 /// Value of `WATCHES`: what was seen of a leg before the hand-off. The program makes one at a SYN to a listener, user
 /// space before it connects to a backend; every packet with this key brings it up to date and passes up.
@@ -173,6 +215,8 @@ pub const WATCH_XDP: u16 = 2;
 pub const WATCH_TC: u16 = 4;
 /// Not all of its packets came in by one interface with one tag.
 pub const WATCH_MOVED: u16 = 8;
+/// Some were fragments or had IPv6 extension headers, which the splice drops.
+pub const WATCH_ODD: u16 = 16;
 
 /// A record of `EVENTS`.
 #[repr(C)]
@@ -184,7 +228,7 @@ pub struct Event {
     pub slot: u32,
     /// The interface the packet came in by, or for NO_NEIGH was to go out by.
     pub ifindex: u32,
-    /// For FRAG_NEEDED: the MTU of the way out. For ICMP: bytes of `data`.
+    /// For FRAG_NEEDED: the MTU of the way out. For ICMP: bytes of `data`, a multiple of 4.
     pub value: u32,
     /// For NO_NEIGH: the next hop, IPv4 mapped.
     pub address: [u8; 16],
@@ -197,15 +241,16 @@ pub const NO_SLOT: u32 = u32::MAX;
 pub mod event {
     /// A believed RST was passed on, and the program has removed both flows.
     pub const RESET: u32 = 1;
-    /// FIN both ways, both acknowledged. The flows stay until user space removes them.
+    /// FIN both ways, both acknowledged. The flows stay until user space removes them. May come twice.
     pub const CLOSED: u32 = 2;
     /// A SYN on a closed session: the program has removed both flows and passed it up.
     pub const REUSED: u32 = 3;
     /// The next hop's link-layer address is not known; the packet was dropped. At most one a millisecond and interface.
     pub const NO_NEIGH: u32 = 4;
-    /// Too large for the way out and must not be fragmented; dropped.
+    /// Too large for the way out; dropped, DF or not: nothing is fragmented here.
     pub const FRAG_NEEDED: u32 = 5;
-    /// "Fragmentation needed" or "packet too big" about a packet of a flow; dropped, for user space to translate.
+    /// "Fragmentation needed" or "packet too big" that quotes a packet sent to the source of a flow which is LIVE here;
+    /// dropped, for user space to judge by the SEQ it quotes, and to translate.
     pub const ICMP: u32 = 6;
 }
 
@@ -230,8 +275,8 @@ pub mod counter {
     /// Cut off or lying headers of a flow's packet, dropped.
     pub const MALFORMED: u32 = 10;
     pub const ICMP: u32 = 11;
-    /// RSTs of this kernel's own for a live flow, dropped on egress.
-    pub const OWN_RST: u32 = 12;
+    /// RSTs and FINs of this kernel's own for a session that is handed off, dropped on egress.
+    pub const OWN_END: u32 = 12;
     /// Events lost because the ring buffer was full.
     pub const EVENTS_LOST: u32 = 13;
     pub const COUNT: u32 = 14;

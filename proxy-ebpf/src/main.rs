@@ -7,32 +7,61 @@
 #![feature(asm_experimental_arch)]
 
 mod program {
+    pub mod event;
     pub mod guard;
     pub mod headers;
+    pub mod icmp;
+    pub mod key;
     pub mod maps;
+    pub mod options;
+    pub mod packet;
     pub mod parse;
+    pub mod reset;
+    pub mod rewrite;
     pub mod route;
+    pub mod splice;
+    pub mod sum;
+    pub mod tc;
+    pub mod tcp;
+    pub mod track;
+    pub mod watch;
+    pub mod xdp;
 }
 
-use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::xdp_action::XDP_PASS;
-use aya_ebpf::helpers::bpf_xdp_get_buff_len;
-use aya_ebpf::macros::xdp;
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
 
-/// For frames in one buffer: kernels before 5.18, where a driver refuses it above about 3.5 kB MTU.
+// Each XDP program twice: `_frags` for frames in several buffers, the other for kernels before 5.18, where a driver
+// refuses it above about 3.5 kB MTU.
+
 #[xdp]
 pub fn guard(ctx: XdpContext) -> u32 {
-    let len = (ctx.data_end() - ctx.data()) as u64;
-    program::guard::admit(&ctx, len).unwrap_or(XDP_PASS)
+    program::xdp::admit::<false, false>(&ctx)
 }
 
-/// The same for frames in several buffers; the headers are always in the first.
 #[xdp(frags)]
 pub fn guard_frags(ctx: XdpContext) -> u32 {
-    // SAFETY: the helper takes the context this program was called with.
-    let len = unsafe { bpf_xdp_get_buff_len(ctx.as_ptr().cast()) };
-    program::guard::admit(&ctx, len).unwrap_or(XDP_PASS)
+    program::xdp::admit::<false, true>(&ctx)
+}
+
+#[xdp]
+pub fn splice(ctx: XdpContext) -> u32 {
+    program::xdp::admit::<true, false>(&ctx)
+}
+
+#[xdp(frags)]
+pub fn splice_frags(ctx: XdpContext) -> u32 {
+    program::xdp::admit::<true, true>(&ctx)
+}
+
+#[classifier]
+pub fn tc_splice(ctx: TcContext) -> i32 {
+    program::tc::splice(&ctx)
+}
+
+#[classifier]
+pub fn tc_keep_quiet(ctx: TcContext) -> i32 {
+    program::tc::keep_quiet(&ctx)
 }
 
 /// The kernel's helpers ask for a licence compatible with the GPL.

@@ -2,49 +2,45 @@
 //!
 //! Only packets to a listener are ever dropped, so no deny list can lock anybody out of ssh.
 
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
-use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::programs::XdpContext;
-use pgsplice_ebpf::guard::{ListenerKey, MAX_LISTENERS};
+use aya_ebpf::maps::lpm_trie::Key as Prefix;
+use pgsplice_ebpf::guard::MAX_LISTENERS;
 
+use super::key::Address;
 use super::maps::{COUNTERS, DENY4, DENY6, LISTENERS};
-use super::parse::{Frame, Source, Tcp, parse};
+use super::packet::Packet;
+use super::parse::Parsed;
 use super::route;
 
-/// The verdict on a frame of `len` bytes; `None` (a cut-off header) passes.
+/// Counts a packet to a listener. Must it be dropped?
 #[inline(always)]
-pub fn admit(ctx: &XdpContext, len: u64) -> Option<u32> {
-    let packet = match parse(ctx)? {
-        Frame::Tcp(packet) => packet,
-        // It may be for a listener and cannot be told: refuse it to those who are denied, and to nobody else.
-        Frame::TooDeep(source) => return Some(if deny(&source) { XDP_DROP } else { XDP_PASS }),
-        Frame::Other => return None,
-    };
-    let id = listener(ctx, &packet)?;
-    let denied = deny(&packet.src);
-    count(id, len, packet.opens, denied);
-    Some(if denied { XDP_DROP } else { XDP_PASS })
+pub fn refuses(id: u32, parsed: &Parsed, len: usize) -> bool {
+    let denied = denies(parsed);
+    count(id, len as u64, parsed.opens(), denied);
+    denied
 }
 
 /// The listener this packet is for: one on its address, else one on the wildcard address if this host is the end.
 #[inline(always)]
-fn listener(ctx: &XdpContext, packet: &Tcp) -> Option<u32> {
-    let exact = ListenerKey::new(packet.dst, packet.dst_port);
+pub fn listener(packet: impl Packet, parsed: &Parsed) -> Option<u32> {
+    let exact = Address::of(&parsed.key);
     // SAFETY: the value is copied out at once; ids are small and a stale one only miscounts a packet.
     if let Some(id) = unsafe { LISTENERS.get(exact) } {
         return Some(*id);
     }
     // SAFETY: as above.
-    let id = *unsafe { LISTENERS.get(exact.wildcard()) }?;
-    if route::is_forwarded(ctx, packet) { None } else { Some(id) }
+    let id = *unsafe { LISTENERS.get(exact.wildcard(parsed.v6())) }?;
+    if route::is_forwarded(packet, &parsed.key, parsed.v6()) { None } else { Some(id) }
 }
 
 /// Is the source on a deny list? Counts on the entry that says so.
 #[inline(always)]
-fn deny(source: &Source) -> bool {
-    let entry = match source {
-        Source::V4(addr) => DENY4.get(Key::new(32, *addr)),
-        Source::V6(addr) => DENY6.get(Key::new(128, *addr)),
+pub fn denies(parsed: &Parsed) -> bool {
+    let src = parsed.key.src;
+    let entry = if parsed.v6() {
+        // SAFETY: same size, and any bits are a value of either.
+        DENY6.get(Prefix::new(128, unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(src) }))
+    } else {
+        DENY4.get(Prefix::new(32, src[3].to_ne_bytes()))
     };
     if let Some(entry) = entry {
         entry.count();

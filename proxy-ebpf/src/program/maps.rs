@@ -3,15 +3,19 @@
 use core::arch::asm;
 use core::cell::UnsafeCell;
 
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
-use pgsplice_ebpf::guard::{
-    DenyEntry, GuardCounters, ListenerKey, ListenerName, MAX_DENY, MAX_LISTENER_ADDRESSES, MAX_LISTENERS,
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use pgsplice_ebpf::flow::{
+    DEFAULT_SESSIONS, EVENTS_BYTES, Flow, Label, MAX_LABELS, MAX_WATCHES, SessionMeta, SessionState, Watch, counter,
 };
+use pgsplice_ebpf::guard::{DenyEntry, GuardCounters, ListenerName, MAX_DENY, MAX_LISTENER_ADDRESSES, MAX_LISTENERS};
+
+use super::key::{Address, Key};
 
 #[map]
-pub static LISTENERS: HashMap<ListenerKey, u32> = HashMap::pinned(MAX_LISTENER_ADDRESSES, 0);
+pub static LISTENERS: HashMap<Address, u32> = HashMap::pinned(MAX_LISTENER_ADDRESSES, 0);
 
 #[map]
 pub static COUNTERS: PerCpuArray<GuardCounters> = PerCpuArray::pinned(MAX_LISTENERS, 0);
@@ -31,9 +35,8 @@ impl SharedDenyEntry {
     /// One more packet dropped, on whichever CPU.
     #[inline(always)]
     pub fn count(&self) {
-        // Rust has no atomic add for this target, and a plain one would lose counts under the very load it is for.
-        // SAFETY: the verifier has proved the pointer to be a map value; the add is atomic and touches nothing else.
-        unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) self.dropped.get(), in(reg) 1u64) };
+        // SAFETY: the verifier has proved the pointer to be a map value.
+        unsafe { add(self.dropped.get(), 1) };
     }
 }
 
@@ -47,3 +50,64 @@ pub static DENY6: LpmTrie<[u8; 16], SharedDenyEntry> = LpmTrie::pinned(MAX_DENY,
 
 #[map]
 pub static NAMES: Array<ListenerName> = Array::pinned(MAX_LISTENERS, 0);
+
+#[map]
+pub static FLOWS: HashMap<Key, Flow> = HashMap::pinned(2 * DEFAULT_SESSIONS, 0);
+
+/// The programs of every CPU write it, so only by the functions below and by volatile accesses.
+#[map]
+pub static SESSIONS: Array<SessionState> = Array::pinned(DEFAULT_SESSIONS, BPF_F_MMAPABLE);
+
+#[map]
+pub static CONTROL: Array<u32> = Array::pinned(DEFAULT_SESSIONS, BPF_F_MMAPABLE);
+
+#[map]
+pub static WATCHES: LruHashMap<Key, Watch> = LruHashMap::pinned(MAX_WATCHES, 0);
+
+#[map]
+pub static EVENTS: RingBuf = RingBuf::pinned(EVENTS_BYTES, 0);
+
+#[map]
+pub static SPLICE_COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(counter::COUNT, 0);
+
+#[map]
+pub static META: Array<SessionMeta> = Array::pinned(DEFAULT_SESSIONS, BPF_F_MMAPABLE);
+
+#[map]
+pub static LABELS: Array<Label> = Array::pinned(MAX_LABELS, 0);
+
+/// When an interface was last named in an `event::NO_NEIGH`, by its index modulo the length.
+#[map]
+pub static NO_NEIGH_TOLD: Array<u64> = Array::with_max_entries(NO_NEIGH_SLOTS, 0);
+pub const NO_NEIGH_SLOTS: u32 = 256;
+
+/// One more packet of this kind.
+#[inline(always)]
+pub fn count(counter: u32) {
+    if let Some(value) = SPLICE_COUNTERS.get_ptr_mut(counter) {
+        // SAFETY: the slot is this CPU's own, and what may interrupt this program on its CPU loses a count at worst.
+        unsafe { *value += 1 };
+    }
+}
+
+// Rust has no atomic operations for this target, and plain ones would lose what two CPUs do at once.
+
+/// # Safety
+/// `to` is a value of a map, aligned to 8.
+#[inline(always)]
+pub unsafe fn add(to: *mut u64, n: u64) {
+    // SAFETY: the caller's promise; the addition is atomic.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) to, in(reg) n, options(nostack)) };
+}
+
+/// Sets bits and returns what was there before.
+///
+/// # Safety
+/// `to` is a value of a map, aligned to 4.
+#[inline(always)]
+pub unsafe fn set_bits(to: *mut u32, bits: u32) -> u32 {
+    let mut value = bits;
+    // SAFETY: the caller's promise; the operation is atomic and a full barrier (Linux 5.12).
+    unsafe { asm!("{1} = atomic_fetch_or((u32 *)({0} + 0), {1})", in(reg) to, inout(wreg) value, options(nostack)) };
+    value
+}

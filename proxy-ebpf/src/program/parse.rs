@@ -1,116 +1,222 @@
 //! From a frame to the addresses and ports of a TCP packet, in one pass and with the bounds checks the verifier asks for.
 
-use core::ptr;
-
-use aya_ebpf::programs::XdpContext;
-use pgsplice_ebpf::guard::v4_mapped;
+use core::arch::asm;
 
 use super::headers::*;
+use super::key::{Key, v4_words};
+use super::packet::{Packet, read};
 
 /// IPv6 extension headers that are followed; the stack takes more, so what has more is not called harmless.
 const MAX_EXTENSIONS: usize = 6;
 
-/// Where a packet comes from.
-pub enum Source {
-    V4([u8; 4]),
-    V6([u8; 16]),
-}
-
-/// What the guard needs to know of a frame.
-pub enum Frame {
-    Tcp(Tcp),
-    /// IPv6 with so many extension headers that the ports were not reached.
-    TooDeep(Source),
-    /// Nothing of ours: other protocols, later fragments, more than one VLAN tag, cut-off headers.
+/// What a frame is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Tcp,
+    /// ICMP or ICMPv6, not fragmented, without extension headers: `l4` is where it starts.
+    Icmp,
+    /// IPv6 with so many extension headers that the ports were not reached; of the key only `src` is true.
+    TooDeep,
+    /// Nothing of ours: other protocols, later fragments, more than one VLAN tag, lying headers.
     Other,
 }
 
-/// A TCP packet, or the first fragment of one.
-pub struct Tcp {
-    pub src: Source,
-    /// As in `ListenerKey`.
-    pub dst: [u8; 16],
-    pub dst_port: [u8; 2],
-    /// SYN without ACK. False in a first fragment too short to tell.
-    pub opens: bool,
+/// A TCP packet, or the first fragment of one. Offsets are from the start of the frame.
+pub struct Parsed {
+    pub key: Key,
+    pub l3: usize,
+    pub l4: usize,
+    /// What the IP header says: from `l3` on.
+    pub ip_len: usize,
+    /// The 802.1Q TCI, where there is a tag.
+    pub tci: u16,
+    /// Bits of the constants below.
+    traits: usize,
+    /// The TCP flags; 0 in a first fragment too short to tell.
+    pub flags: u8,
 }
 
-/// The header at `offset` from the start of the frame, if the frame holds all of it.
-#[inline(always)]
-fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*const T> {
-    let start = ctx.data();
-    if start + offset + size_of::<T>() > ctx.data_end() {
-        return None;
+const V6: usize = 1;
+/// The frame has a tag in it.
+const TAGGED: usize = 2;
+/// It is the first fragment of several.
+const FRAGMENT: usize = 4;
+/// There are IPv6 extension headers.
+const EXTENSIONS: usize = 8;
+
+/// No header is followed so far into a frame that TCP starts beyond this, one less than a power of two.
+pub const MAX_L4: usize = 0x3fff;
+/// No interface takes super-packets beyond this, one less than a power of two.
+const MAX_IP_LEN: usize = 0xf_ffff;
+
+impl Parsed {
+    pub const fn new() -> Self {
+        Self { key: Key::ZERO, l3: 0, l4: 0, ip_len: 0, tci: 0, traits: 0, flags: 0 }
     }
-    Some((start + offset) as *const T)
-}
 
-/// Reads a copy of the header at `offset`.
-#[inline(always)]
-fn read<T>(ctx: &XdpContext, offset: usize) -> Option<T> {
-    let header = at::<T>(ctx, offset)?;
-    // SAFETY: `at` proved all of T within the frame; headers are byte arrays, any bits are a value.
-    Some(unsafe { ptr::read_unaligned(header) })
+    #[inline(always)]
+    pub fn v6(&self) -> bool {
+        self.traits & V6 != 0
+    }
+
+    #[inline(always)]
+    pub fn tagged(&self) -> bool {
+        self.traits & TAGGED != 0
+    }
+
+    #[inline(always)]
+    pub fn fragment(&self) -> bool {
+        self.traits & FRAGMENT != 0
+    }
+
+    #[inline(always)]
+    pub fn extensions(&self) -> bool {
+        self.traits & EXTENSIONS != 0
+    }
+
+    /// SYN without ACK.
+    pub fn opens(&self) -> bool {
+        self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    }
+
+    /// The 802.1Q VLAN id, 0 for untagged.
+    pub fn vlan(&self) -> u16 {
+        self.tci & 0x0fff
+    }
 }
 
 /// `None` as soon as a header is cut off.
 #[inline(always)]
-pub fn parse(ctx: &XdpContext) -> Option<Frame> {
-    let eth: Ethernet = read(ctx, 0)?;
-    let mut kind = u16::from_be_bytes(eth.kind);
-    let mut offset = size_of::<Ethernet>();
-    if kind == ETH_P_8021Q {
-        let vlan: Vlan = read(ctx, offset)?;
-        kind = u16::from_be_bytes(vlan.kind);
-        offset += size_of::<Vlan>();
+pub fn parse<P: Packet>(packet: P, out: &mut Parsed) -> Option<Kind> {
+    let kind = ethernet(packet, out)?;
+    // Without this the verifier would go through all that follows once for every way to here.
+    let unknown = packet.ifindex();
+    out.l3 = forget(out.l3, unknown) & 31;
+    out.l4 = forget(out.l4, unknown) & MAX_L4;
+    out.ip_len = forget(out.ip_len, unknown) & MAX_IP_LEN;
+    out.traits = forget(out.traits, unknown) & (V6 | TAGGED | FRAGMENT | EXTENSIONS);
+    Some(kind)
+}
+
+/// The same number, of which the verifier knows nothing if it knows nothing of `unknown`.
+#[inline(always)]
+fn forget(mut number: usize, unknown: u32) -> usize {
+    // SAFETY: arithmetic on registers.
+    unsafe { asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) number, in(reg) unknown, options(pure, nomem, nostack)) };
+    number
+}
+
+#[inline(always)]
+fn ethernet<P: Packet>(packet: P, out: &mut Parsed) -> Option<Kind> {
+    let Some(tci) = packet.tag() else { return Some(Kind::Other) };
+    out.tci = tci;
+    if !packet.hold(size_of::<Ethernet>() + IPV4_LEN) {
+        return None;
+    }
+    let eth: Ethernet = read(packet, 0)?;
+    let mut kind = be16(eth.kind);
+    out.l3 = size_of::<Ethernet>();
+    if P::TAG_IN_FRAME && kind == ETH_P_8021Q {
+        let vlan: Vlan = read(packet, out.l3)?;
+        kind = be16(vlan.kind);
+        out.tci = be16(vlan.tci);
+        out.traits |= TAGGED;
+        out.l3 += size_of::<Vlan>();
     }
     match kind {
-        ETH_P_IP => ipv4(ctx, offset),
-        ETH_P_IPV6 => ipv6(ctx, offset),
-        _ => Some(Frame::Other),
+        ETH_P_IP => ipv4(packet, out),
+        ETH_P_IPV6 => ipv6(packet, out),
+        _ => Some(Kind::Other),
     }
 }
 
 #[inline(always)]
-fn ipv4(ctx: &XdpContext, offset: usize) -> Option<Frame> {
-    let ip: Ipv4 = read(ctx, offset)?;
+fn ipv4(packet: impl Packet, out: &mut Parsed) -> Option<Kind> {
+    let ip: Ipv4 = read(packet, out.l3)?;
     let header_len = ip.header_len();
     // A later fragment has no ports; it is of no use to the stack without the first, which is judged.
-    if ip.protocol != IPPROTO_TCP || ip.is_later_fragment() || header_len < size_of::<Ipv4>() {
-        return Some(Frame::Other);
+    if ip.is_later_fragment() || header_len < IPV4_LEN || ip.version_ihl >> 4 != 4 {
+        return Some(Kind::Other);
     }
-    tcp(ctx, offset + header_len, Source::V4(ip.src), v4_mapped(ip.dst))
+    out.l4 = out.l3 + header_len;
+    out.ip_len = usize::from(be16(ip.total_len));
+    if out.ip_len == 0 && packet.segment() != 0 {
+        // A super-packet of more than 64 kB (BIG TCP).
+        out.ip_len = packet.len() - out.l3;
+    }
+    if ip.is_fragment() {
+        out.traits |= FRAGMENT;
+    }
+    out.key.src = v4_words(ip.src);
+    out.key.dst = v4_words(ip.dst);
+    match ip.protocol {
+        IPPROTO_TCP => tcp(packet, out),
+        IPPROTO_ICMP if !ip.is_fragment() => Some(Kind::Icmp),
+        _ => Some(Kind::Other),
+    }
 }
 
 #[inline(always)]
-fn ipv6(ctx: &XdpContext, offset: usize) -> Option<Frame> {
-    let ip: Ipv6 = read(ctx, offset)?;
-    let mut next = ip.next;
-    let mut offset = offset + size_of::<Ipv6>();
+fn ipv6(packet: impl Packet, out: &mut Parsed) -> Option<Kind> {
+    if !packet.hold(out.l3 + IPV6_LEN) {
+        return None;
+    }
+    let ip: Ipv6 = read(packet, out.l3)?;
+    if be32(ip.version_class_flow) >> 28 != 6 {
+        return Some(Kind::Other);
+    }
+    out.traits |= V6;
+    out.l4 = out.l3 + IPV6_LEN;
+    out.ip_len = IPV6_LEN + usize::from(be16(ip.payload_len));
+    if ip.payload_len == 0 && packet.segment() != 0 {
+        out.ip_len = packet.len() - out.l3;
+    }
+    out.key.src = ip.src;
+    out.key.dst = ip.dst;
+    match ip.next {
+        IPPROTO_TCP => tcp(packet, out),
+        IPPROTO_ICMPV6 => Some(Kind::Icmp),
+        next => extensions(packet, out, next),
+    }
+}
+
+#[inline(always)]
+fn extensions(packet: impl Packet, out: &mut Parsed, mut next: u8) -> Option<Kind> {
+    out.traits |= EXTENSIONS;
     for _ in 0..MAX_EXTENSIONS {
         let units = match next {
-            IPPROTO_TCP => return tcp(ctx, offset, Source::V6(ip.src), ip.dst),
+            IPPROTO_TCP => return tcp(packet, out),
             IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_DSTOPTS => 8,
             IPPROTO_FRAGMENT => 0,
             IPPROTO_AH => 4,
-            _ => return Some(Frame::Other),
+            _ => return Some(Kind::Other),
         };
-        let extension: Ipv6Extension = read(ctx, offset)?;
-        if next == IPPROTO_FRAGMENT && u16::from_be_bytes(extension.fragment) & 0xfff8 != 0 {
-            return Some(Frame::Other);
+        if !packet.hold(out.l4 + size_of::<Ipv6Extension>()) {
+            return None;
+        }
+        let extension: Ipv6Extension = read(packet, out.l4)?;
+        if next == IPPROTO_FRAGMENT {
+            out.traits |= FRAGMENT;
+            if be16(extension.fragment) & 0xfff8 != 0 {
+                return Some(Kind::Other);
+            }
         }
         next = extension.next;
-        offset += 8 + usize::from(extension.len) * units;
+        out.l4 += 8 + usize::from(extension.len) * units;
     }
     if next == IPPROTO_TCP {
-        return tcp(ctx, offset, Source::V6(ip.src), ip.dst);
+        return tcp(packet, out);
     }
-    Some(Frame::TooDeep(Source::V6(ip.src)))
+    Some(Kind::TooDeep)
 }
 
 #[inline(always)]
-fn tcp(ctx: &XdpContext, offset: usize, src: Source, dst: [u8; 16]) -> Option<Frame> {
-    let ports: TcpPorts = read(ctx, offset)?;
-    let flags: u8 = read(ctx, offset + TCP_FLAGS_AT).unwrap_or(0);
-    Some(Frame::Tcp(Tcp { src, dst, dst_port: ports.dst, opens: flags & (TCP_SYN | TCP_ACK) == TCP_SYN }))
+fn tcp(packet: impl Packet, out: &mut Parsed) -> Option<Kind> {
+    if !packet.hold(out.l4 + TCP_LEN) && !packet.hold(out.l4 + size_of::<TcpPorts>()) {
+        return None;
+    }
+    let ports: TcpPorts = read(packet, out.l4)?;
+    out.key.ports = ports.ports;
+    out.flags = read(packet, out.l4 + TCP_FLAGS_AT).unwrap_or(0);
+    Some(Kind::Tcp)
 }

@@ -102,7 +102,7 @@ fn inner_cargo(root: &Path, toolchain: &Toolchain, library: &Library, linker: &P
     cargo.arg(target(root).join("ebpf-build"));
     cargo
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("RUSTFLAGS", format!("-Cdebuginfo=2 -Ctarget-cpu=v3 -Clink-arg=--btf -Clinker={}", linker.display()));
+        .env("RUSTFLAGS", format!("-Cdebuginfo=2 -Ctarget-cpu=v3 -Clink-arg=--btf -Clink-arg=--cpu-features=+allows-misaligned-mem-access -Clinker={}", linker.display()));
     library.apply(&mut cargo);
     if verb == "clippy" {
         cargo.args(["--", "-D", "warnings"]);
