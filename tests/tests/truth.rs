@@ -1,4 +1,4 @@
-//! Who is primary, as the views tell it while a real Patroni cluster in etcd moves.
+//! Who is primary, as the views tell it while a real Patroni cluster moves: from each store, and from the members alone.
 
 // A test stops at the first thing that goes wrong.
 #![allow(clippy::unwrap_used)]
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use pgsplice::cluster::{self, Bouncer, BouncerState, ClusterHandle, ClusterView, Proof, StoreHealth};
 use pgsplice::config;
-use xtask::lab::{Lab, LabSpec, Proxy};
+use xtask::lab::{Lab, LabSpec, Proxy, Store};
 
 fn lab() -> Lab {
     let id = format!("t{:x}", std::process::id());
@@ -16,13 +16,30 @@ fn lab() -> Lab {
     Lab::up(&spec, |_, _| ()).unwrap()
 }
 
-fn config() -> config::Cluster {
-    let endpoints = (11..=13).map(|n| format!("http://10.0.0.{n}:2379")).collect();
-    config::Cluster {
-        store: config::StoreConfig::Etcd(config::EtcdConfig { endpoints, ..Default::default() }),
-        scope: "main".into(),
-        ..Default::default()
-    }
+/// As pgsplice is configured for the lab.
+fn config_of(store: config::StoreConfig) -> config::Cluster {
+    config::Cluster { store, scope: "main".into(), ..Default::default() }
+}
+
+fn config(store: Store) -> config::Cluster {
+    let hosts = |port: u16| (11..=13).map(move |n| format!("10.0.0.{n}:{port}"));
+    let urls = |port| hosts(port).map(|host| format!("http://{host}")).collect();
+    config_of(match store {
+        Store::Etcd => config::StoreConfig::Etcd(config::EtcdConfig { endpoints: urls(2379), ..Default::default() }),
+        Store::Consul => {
+            config::StoreConfig::Consul(config::ConsulConfig { endpoints: urls(8500), ..Default::default() })
+        }
+        Store::Zookeeper => config::StoreConfig::Zookeeper(config::ZookeeperConfig {
+            hosts: hosts(2181).collect(),
+            ..Default::default()
+        }),
+    })
+}
+
+/// No store: the members alone.
+fn rest() -> config::Cluster {
+    let endpoints = (31..=33).map(|n| format!("http://10.0.0.{n}:8008")).collect();
+    config_of(config::StoreConfig::Rest(config::RestConfig { endpoints }))
 }
 
 async fn until(
@@ -53,7 +70,7 @@ fn on_client(lab: &Lab, test: impl AsyncFnOnce() + Send) {
 fn the_open_primary_follows_switchover_partition_and_death() {
     let lab = lab();
     on_client(&lab, async || {
-        let handle = cluster::watch("main", &config());
+        let handle = cluster::watch("main", &config(Store::Etcd));
         let (view, _) = until(&handle, "open", |view| view.primary.is_some() && view.members.len() == 3).await;
         let first = primary(&view).unwrap().to_string();
         assert_eq!(lab.leader().unwrap().name(), first);
@@ -97,11 +114,27 @@ fn the_open_primary_follows_switchover_partition_and_death() {
 }
 
 #[test]
-fn the_fleet_follows_a_switchover_and_the_death_of_the_primary() {
-    let id = format!("u{:x}", std::process::id());
-    let lab = Lab::up(&LabSpec { proxy: Proxy::None, ..LabSpec::full(id) }, |_, _| ()).unwrap();
+fn over_etcd_the_fleet_follows_a_switchover_and_the_death_of_the_primary() {
+    the_fleet_follows(Store::Etcd);
+}
+
+#[test]
+fn over_consul_the_fleet_follows_a_switchover_and_the_death_of_the_primary() {
+    the_fleet_follows(Store::Consul);
+}
+
+#[test]
+fn over_zookeeper_the_fleet_follows_a_switchover_and_the_death_of_the_primary() {
+    the_fleet_follows(Store::Zookeeper);
+}
+
+/// And so does a view from the members alone.
+fn the_fleet_follows(store: Store) {
+    let id = format!("{}{:x}", &format!("{store:?}")[..1].to_lowercase(), std::process::id());
+    let lab = Lab::up(&LabSpec { store, proxy: Proxy::None, ..LabSpec::full(id) }, |_, _| ()).unwrap();
     on_client(&lab, async || {
-        let handle = cluster::watch("main", &config());
+        let handle = cluster::watch("main", &config(store));
+        let by_rest = cluster::watch("main", &rest());
         let follow = |leader: &str| {
             let leader = leader.to_string();
             move |view: &ClusterView| {
@@ -111,20 +144,38 @@ fn the_fleet_follows_a_switchover_and_the_death_of_the_primary() {
                 view.bouncers.values().filter(ready).count() == 3
             }
         };
+        let open_to = |leader: &str| {
+            let leader = leader.to_string();
+            move |view: &ClusterView| primary(view) == Some(&leader)
+        };
         let first = lab.leader().unwrap().name().to_string();
         until(&handle, "three bouncers on the leader", follow(&first)).await;
+        let (view, _) = until(&by_rest, "the same by REST", open_to(&first)).await;
+        assert_eq!((view.members.len(), &view.system_id), (3, &handle.view.borrow().system_id));
+        until(&by_rest, "lag of all", |view| view.members.values().all(|member| member.lag.is_some())).await;
+
         let second = if first == "pg1" { "pg2" } else { "pg1" };
         lab.switchover(second).unwrap();
         until(&handle, "three bouncers on the new leader", follow(second)).await;
+        let (view, _) = until(&by_rest, "the new one by REST", open_to(second)).await;
+        assert!(view.cut.contains_key(&first), "{:?}", view.cut);
         for bouncer in lab.bouncers() {
             assert_eq!(lab.sql(bouncer, 6432, "SELECT pg_is_in_recovery()").unwrap(), "f", "{}", bouncer.name());
         }
+
         lab.kill_postgres(lab.net.find(second).unwrap(), true).unwrap();
+        let died = Instant::now();
         let (view, _) = until(&handle, "another open", |view| primary(view).is_some_and(|now| now != second)).await;
-        let third = primary(&view).unwrap().to_string();
-        let opened = Instant::now();
+        let (third, opened) = (primary(&view).unwrap().to_string(), Instant::now());
+        until(&by_rest, "the third by REST", open_to(&third)).await;
+        let rest_behind = opened.elapsed();
         until(&handle, "three bouncers on the third leader", follow(&third)).await;
-        println!("three bouncers repointed and registered {:?} after the view opened here", opened.elapsed());
+        println!(
+            "{store:?}: {third} opened {:?} after {second} died, by REST {rest_behind:?} later; three bouncers repointed \
+             and registered {:?} after it opened",
+            opened - died,
+            opened.elapsed()
+        );
         for bouncer in lab.bouncers() {
             assert_eq!(lab.sql(bouncer, 6432, "SELECT pg_is_in_recovery()").unwrap(), "f", "{}", bouncer.name());
         }

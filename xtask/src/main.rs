@@ -17,7 +17,7 @@ enum Command {
     Setup(setup::Args),
     /// Build the kernel side into the object that the proxy embeds
     BuildEbpf(ebpf::Args),
-    /// A data centre in network namespaces: etcd, Patroni, PgBouncer, pgsplice and a client
+    /// A data centre in network namespaces: a store, Patroni, PgBouncer, pgsplice and a client
     Lab(lab::Args),
     /// pgbench through pgsplice on the lab while the primary moves and dies
     Demo(demo::Args),

@@ -10,7 +10,7 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use super::cluster::{
-    APP_PASSWORD, BOUNCER_PORT, FLEET_PORT, Lab, LabSpec, Member, NODE_LOCAL_PORT, Proxy, REPLICA_PORT,
+    APP_PASSWORD, BOUNCER_PORT, FLEET_PORT, Lab, LabSpec, Member, NODE_LOCAL_PORT, Proxy, REPLICA_PORT, Store,
 };
 use super::{Net, interrupt, state};
 
@@ -46,9 +46,12 @@ struct Up {
     /// Everything but pgsplice and its agents
     #[arg(long)]
     no_pgsplice: bool,
-    /// One PostgreSQL and three PgBouncers with a static pool, instead of etcd and Patroni
+    /// One PostgreSQL and three PgBouncers with a static pool, instead of a store and Patroni
     #[arg(long = "static")]
     static_fleet: bool,
+    /// Where Patroni keeps its keys
+    #[arg(long, value_enum, default_value_t, conflicts_with = "static_fleet")]
+    store: Store,
 }
 
 #[derive(clap::Args)]
@@ -140,6 +143,7 @@ fn up(id: &str, options: &Up) -> Result<()> {
         return status(id, false);
     }
     let mut spec = if options.static_fleet { LabSpec::static_fleet(id) } else { LabSpec::full(id) };
+    spec.store = options.store;
     if options.no_pgsplice {
         spec.agents = false;
         spec.proxy = Proxy::None;

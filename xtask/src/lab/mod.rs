@@ -13,7 +13,7 @@ mod state;
 mod wait;
 
 pub use cli::{Args, default_id, run, say};
-pub use cluster::{Lab, LabSpec, Member, Postgres, Proxy, Timings};
+pub use cluster::{Lab, LabSpec, Member, Postgres, Proxy, Store, Timings};
 pub use host::Host;
 pub use net::{HostSpec, Net, NetSpec, unique_id};
 pub use service::{Program, Service};

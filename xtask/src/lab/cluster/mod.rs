@@ -1,12 +1,12 @@
-//! A PostgreSQL data centre on the lab's network: etcd, Patroni with PostgreSQL, a PgBouncer fleet with agents,
+//! A PostgreSQL data centre on the lab's network: a store, Patroni with PostgreSQL, a PgBouncer fleet with agents,
 //! pgsplice and a client. [`LabSpec`] chooses the parts, so that a test starts no more than it asks about.
 
 mod bouncer;
-mod etcd;
 pub mod http;
 mod patroni;
 mod proxy;
 mod single;
+mod store;
 mod template;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 pub use patroni::Member;
+pub use store::Store;
 
 use super::{Host, HostSpec, Net, NetSpec, Program, Service};
 
@@ -40,6 +41,8 @@ const NETWORK6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0);
 pub struct LabSpec {
     pub net: String,
     pub postgres: Postgres,
+    /// With Patroni.
+    pub store: Store,
     /// PgBouncer hosts `bouncer1` … `bouncerN`, none to nine.
     pub bouncers: u8,
     /// Whether the PgBouncers know each other and pass cancel requests on.
@@ -60,7 +63,7 @@ pub struct LabSpec {
 pub enum Postgres {
     /// One server on host `pg1`, without Patroni.
     Single,
-    /// Three etcd and three members `pg1` … `pg3`, each with a PgBouncer beside it.
+    /// Three servers of the store and three members `pg1` … `pg3`, each with a PgBouncer beside it.
     Patroni(Timings),
 }
 
@@ -105,6 +108,7 @@ impl LabSpec {
         Self {
             net: net.into(),
             postgres: Postgres::Single,
+            store: Store::Etcd,
             bouncers: 3,
             peering: true,
             pool_mode: "transaction",
@@ -115,7 +119,7 @@ impl LabSpec {
         }
     }
 
-    fn etcds(&self) -> u8 {
+    fn store_hosts(&self) -> u8 {
         if matches!(self.postgres, Postgres::Patroni(_)) { 3 } else { 0 }
     }
 
@@ -128,11 +132,11 @@ impl LabSpec {
         let host = |name: &str, number: u8| HostSpec::new(name, &root).nic("lan", number);
         let with_pgsplice = |spec: HostSpec| spec.bind(&self.binaries, "/opt/pgsplice");
         let mut net = NetSpec::new(&self.net).segment("lan", NETWORK, NETWORK6);
-        for n in 1..=self.etcds() {
-            net = net.host(host(&format!("etcd{n}"), 10 + n));
+        for n in 1..=self.store_hosts() {
+            net = net.host(self.store.on(host(&format!("{}{n}", self.store.name()), 10 + n)));
         }
         for n in 1..=self.postgres_hosts() {
-            net = net.host(host(&format!("pg{n}"), 30 + n));
+            net = net.host(self.store.on(host(&format!("pg{n}"), 30 + n)));
         }
         for n in 1..=self.bouncers {
             net = net.host(with_pgsplice(host(&format!("bouncer{n}"), 20 + n)));
@@ -149,6 +153,9 @@ impl Lab {
         if !root.exists() {
             bail!("there is no Debian root in {}: run cargo xtask setup", root.display());
         }
+        if !spec.store.is_there() {
+            bail!("there is no {} yet: run cargo xtask setup", spec.store.name());
+        }
         let begun = Instant::now();
         let said = |what: &str| say(what, begun.elapsed());
         let lab = Self { net: spec.net_spec().up()? };
@@ -156,16 +163,16 @@ impl Lab {
         match &spec.postgres {
             Postgres::Single => single::start(&lab)?,
             Postgres::Patroni(timings) => {
-                etcd::start(&lab)?;
-                said("etcd1-3");
-                patroni::start(&lab, timings)?;
+                spec.store.start(&lab)?;
+                said(&format!("{}1-3", spec.store.name()));
+                patroni::start(&lab, spec.store, timings)?;
             }
         }
         said("PostgreSQL");
         bouncer::start(&lab, spec)?;
         said("PgBouncer");
         if spec.agents {
-            proxy::start_agents(&lab)?;
+            proxy::start_agents(&lab, spec.store)?;
             said("the agents");
         }
         proxy::start(&lab, spec)?;

@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::store::PYTHON;
 use super::template::{self, render};
-use super::{Lab, NETWORK, SCOPE, Timings, at, etcd, http, program, ready, run_folder, single};
+use super::{Lab, NETWORK, SCOPE, Store, Timings, at, http, program, ready, run_folder, single};
 use crate::lab::{Host, Service};
 
 const REST: u16 = 8008;
@@ -30,10 +31,10 @@ struct Cluster {
     members: Vec<Member>,
 }
 
-pub(super) fn start(lab: &Lab, timings: &Timings) -> Result<()> {
+pub(super) fn start(lab: &Lab, store: Store, timings: &Timings) -> Result<()> {
     let hosts = lab.postgres();
     // The first makes the cluster alone, so that every run has the same primary.
-    let first = start_member(lab, hosts[0], timings)?;
+    let first = start_member(lab, hosts[0], store, timings)?;
     ready(&first, Duration::from_secs(60), || match lab.leader()? {
         leader if leader.name() == "pg1" => Ok(()),
         other => bail!("{} leads", other.name()),
@@ -45,7 +46,7 @@ pub(super) fn start(lab: &Lab, timings: &Timings) -> Result<()> {
         bail!("Patroni refused the lab's settings: {} {}", answer.status, answer.body);
     }
     single::create_roles(lab, "pg1")?;
-    let others = hosts[1..].iter().map(|host| start_member(lab, host, timings)).collect::<Result<Vec<_>>>()?;
+    let others = hosts[1..].iter().map(|host| start_member(lab, host, store, timings)).collect::<Result<Vec<_>>>()?;
     for service in &others {
         let name = service.host().name();
         ready(service, Duration::from_secs(60), || {
@@ -60,16 +61,13 @@ pub(super) fn start(lab: &Lab, timings: &Timings) -> Result<()> {
     Ok(())
 }
 
-fn start_member(lab: &Lab, host: &Host, timings: &Timings) -> Result<Service> {
-    let etcd: Vec<String> =
-        etcd::endpoints(lab).iter().map(|url| url.trim_start_matches("http://").to_owned()).collect();
+fn start_member(lab: &Lab, host: &Host, store: Store, timings: &Timings) -> Result<Service> {
     let config = render(
-        template::PATRONI,
+        &store.patroni(lab, template::PATRONI)?,
         &[
             ("SCOPE", SCOPE),
             ("NAME", host.name()),
             ("ADDRESS", &host.v4().to_string()),
-            ("ETCD_HOSTS", &etcd.join(",")),
             ("NETWORK", &format!("{NETWORK}/24")),
             ("TTL", &timings.ttl.to_string()),
             ("LOOP_WAIT", &timings.loop_wait.to_string()),
@@ -78,7 +76,8 @@ fn start_member(lab: &Lab, host: &Host, timings: &Timings) -> Result<Service> {
     )?;
     run_folder(host, "/run/postgresql", "postgres")?;
     host.write_private("/etc/patroni/config.yml", config, "postgres")?;
-    host.spawn(program("patroni", &["patroni", "/etc/patroni/config.yml"], "postgres"))
+    let patroni = program("patroni", &["patroni", "/etc/patroni/config.yml"], "postgres");
+    host.spawn(patroni.env("PYTHONPATH", PYTHON))
 }
 
 impl Lab {
@@ -113,7 +112,8 @@ impl Lab {
     pub fn patronictl(&self, args: &[&str]) -> Result<String> {
         let alive = |host: &&Host| host.service("patroni").is_ok_and(|service| service.is_running());
         let host = self.postgres().into_iter().find(alive).context("no Patroni runs")?;
-        let mut argv = vec!["patronictl", "-c", "/etc/patroni/config.yml"];
+        let path = format!("PYTHONPATH={PYTHON}");
+        let mut argv = vec!["env", &path, "patronictl", "-c", "/etc/patroni/config.yml"];
         argv.extend(args);
         host.output_as("postgres", argv)
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use super::template::{self, PASSWORDS, render};
-use super::{BOUNCER_PORT, FLEET_PORT, Lab, LabSpec, NODE_LOCAL_PORT, Postgres, Proxy, REPLICA_PORT, ready};
+use super::{BOUNCER_PORT, FLEET_PORT, Lab, LabSpec, NODE_LOCAL_PORT, Postgres, Proxy, REPLICA_PORT, Store, ready};
 use crate::lab::{Program, Service};
 
 const CONFIG: &str = "/etc/pgsplice/pgsplice.toml";
@@ -17,7 +17,9 @@ pub fn start(lab: &Lab, spec: &LabSpec) -> Result<()> {
         (Proxy::None, _) => return Ok(()),
         (Proxy::Config(text), _) => (text.clone(), &[]),
         (Proxy::Default, Postgres::Single) => (static_pool(lab)?, &[FLEET_PORT]),
-        (Proxy::Default, Postgres::Patroni(_)) => (cluster_pools()?, &[FLEET_PORT, REPLICA_PORT, NODE_LOCAL_PORT]),
+        (Proxy::Default, Postgres::Patroni(_)) => {
+            (cluster_pools(lab, spec.store)?, &[FLEET_PORT, REPLICA_PORT, NODE_LOCAL_PORT])
+        }
     };
     let service = lab.start_pgsplice(&config)?;
     for &port in ports {
@@ -27,12 +29,13 @@ pub fn start(lab: &Lab, spec: &LabSpec) -> Result<()> {
 }
 
 /// Until each has repointed its PgBouncer at the primary.
-pub fn start_agents(lab: &Lab) -> Result<()> {
+pub fn start_agents(lab: &Lab, store: Store) -> Result<()> {
     let mut services = Vec::new();
     for (index, host) in lab.bouncers().into_iter().enumerate() {
         let (address, peer_id) = (host.v4().to_string(), (index + 1).to_string());
         let values = [("NAME", host.name()), ("ADDRESS", &*address), ("PEER_ID", &*peer_id)];
-        host.write_private(AGENT_CONFIG, render(template::AGENT, &values)?, "root")?;
+        let config = store.pgsplice(lab, &render(template::AGENT, &values)?)?;
+        host.write_private(AGENT_CONFIG, config, "root")?;
         let argv = ["/opt/pgsplice/pgsplice", "agent", "--config", AGENT_CONFIG];
         services.push(host.spawn(Program::new("agent", argv))?);
     }
@@ -45,9 +48,9 @@ pub fn start_agents(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The file that is shipped, as it is, and the lab's additions.
-fn cluster_pools() -> Result<String> {
-    render(&[template::PGSPLICE, include_str!("additions.toml")].concat(), &[])
+/// The file that is shipped, as it is but for another store, and the lab's additions.
+fn cluster_pools(lab: &Lab, store: Store) -> Result<String> {
+    store.pgsplice(lab, &render(&[template::PGSPLICE, include_str!("additions.toml")].concat(), &[])?)
 }
 
 /// The PgBouncers of the lab by address; without any, PostgreSQL itself.

@@ -3,6 +3,9 @@
 use anyhow::{Result, bail};
 
 pub const ETCD: &str = include_str!("../../../../deploy/etcd/etcd.yml");
+pub const CONSUL_SERVER: &str = include_str!("../../../../deploy/consul/server.hcl");
+pub const CONSUL_AGENT: &str = include_str!("../../../../deploy/consul/agent.hcl");
+pub const ZOOKEEPER: &str = include_str!("../../../../deploy/zookeeper/zoo.cfg");
 pub const PATRONI: &str = include_str!("../../../../deploy/patroni/patroni.yml");
 pub const ROLES: &str = include_str!("../../../../deploy/postgresql/roles.sql");
 pub const PGBOUNCER: &str = include_str!("../../../../deploy/pgbouncer/pgbouncer.ini");

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::template::{self, render};
-use super::{Lab, at, http, program, ready};
+use super::super::template::{self, render};
+use super::super::{Lab, at, http, program, ready};
 
 pub fn start(lab: &Lab) -> Result<()> {
     let hosts = lab.numbered("etcd");
@@ -31,9 +31,4 @@ pub fn start(lab: &Lab) -> Result<()> {
         })?;
     }
     Ok(())
-}
-
-/// The client URLs, as Patroni and pgsplice are given them.
-pub fn endpoints(lab: &Lab) -> Vec<String> {
-    lab.numbered("etcd").iter().map(|host| format!("http://{}:2379", host.v4())).collect()
 }
