@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering::AcqRel, Ordering::Release};
+use std::sync::atomic::{AtomicU8, Ordering::AcqRel, Ordering::Acquire};
 use std::task::Wake;
 
 const AWAKE: u8 = 0;
@@ -30,25 +30,28 @@ impl Bell {
         }
         // SAFETY: just made, owned by nobody else.
         let event = unsafe { File::from_raw_fd(event) };
-        Ok(Arc::new(Self { state: AtomicU8::new(AWAKE), event }))
+        // There is something to do at the start.
+        Ok(Arc::new(Self { state: AtomicU8::new(RUNG), event }))
     }
 
     pub fn fd(&self) -> RawFd {
         self.event.as_raw_fd()
     }
 
-    /// The thread looks for work: what rings from now on is new.
-    pub fn awake(&self) {
-        self.state.store(AWAKE, Release);
-    }
-
+    /// Whether somebody has rung since this was asked last.
     pub fn has_rung(&self) -> bool {
-        self.state.load(std::sync::atomic::Ordering::Acquire) == RUNG
+        self.state.swap(AWAKE, AcqRel) == RUNG
     }
 
-    /// Whether the thread may wait: nobody has rung since [`Self::awake`].
+    /// Whether the thread may wait: nobody has rung.
     pub fn may_wait(&self) -> bool {
-        self.state.compare_exchange(AWAKE, WAITING, AcqRel, std::sync::atomic::Ordering::Acquire).is_ok()
+        self.state.compare_exchange(AWAKE, WAITING, AcqRel, Acquire).is_ok()
+    }
+
+    /// The thread waits no more.
+    pub fn awake(&self) {
+        // Failing means that somebody has rung.
+        let _ = self.state.compare_exchange(WAITING, AWAKE, AcqRel, Acquire);
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -16,6 +16,7 @@ use tokio::task::LocalSet;
 
 use super::accept;
 use super::bell::Bell;
+use super::engine::{ENGINE, Engine};
 use super::operation::{Held, Slot, State};
 use super::time::Timers;
 
@@ -29,9 +30,9 @@ const ROUNDS: usize = 8;
 /// How often what the kernel does not take at once is submitted again. It refuses for want of memory only.
 const TRIES: usize = 1000;
 
-/// `user_data` of what is no operation. An operation's is its generation above its place.
-const BELL: u64 = u64::MAX;
-const CANCEL: u64 = u64::MAX - 1;
+/// `user_data` of what is neither an operation nor an engine's. An operation's is its generation above its place.
+const BELL: u64 = ENGINE - 1;
+const CANCEL: u64 = ENGINE - 2;
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Driver>>> = const { RefCell::new(None) };
@@ -48,6 +49,8 @@ pub(super) struct Driver {
     rung: Box<UnsafeCell<u64>>,
     /// Completions to pass on with the next turn.
     batch: RefCell<Vec<cqueue::Entry>>,
+    /// Whose completions have [`ENGINE`] set.
+    engine: RefCell<Option<Weak<RefCell<dyn Engine>>>>,
 }
 
 /// The driver of this thread.
@@ -76,7 +79,7 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> io::Re
 }
 
 /// An io_uring with everything the kernel has: deferred task work (6.1) spares interrupts of a thread that is busy anyway.
-pub fn build() -> io::Result<IoUring> {
+fn build() -> io::Result<IoUring> {
     let newest = IoUring::builder()
         .setup_cqsize(COMPLETIONS)
         .setup_clamp()
@@ -112,7 +115,7 @@ impl Drop for Current {
 // === impl Driver ===
 
 impl Driver {
-    fn new() -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         let driver = Self {
             uring: RefCell::new(build()?),
             slots: RefCell::default(),
@@ -121,6 +124,7 @@ impl Driver {
             bell: Bell::new()?,
             rung: Box::default(),
             batch: RefCell::default(),
+            engine: RefCell::default(),
         };
         driver.listen_for_bell();
         Ok(driver)
@@ -131,18 +135,18 @@ impl Driver {
         let mut tasks = pin!(tasks);
         loop {
             for _ in 0..ROUNDS {
-                self.bell.awake();
-                // Ready means that no task is left, and then the first is over.
-                let _ = tasks.as_mut().poll(context);
                 if !self.bell.has_rung() {
                     break;
                 }
+                // Ready means that no task is left, and then the first is over.
+                let _ = tasks.as_mut().poll(context);
             }
             if over() {
                 return;
             }
             let wait = self.bell.may_wait();
             self.turn(wait).expect("the ring of a thread works as long as the thread");
+            self.bell.awake();
         }
     }
 
@@ -200,30 +204,18 @@ impl Driver {
         self.submit();
     }
 
+    pub fn set_engine(&self, engine: Weak<RefCell<dyn Engine>>) {
+        self.engine.replace(Some(engine));
+    }
+
+    pub fn with_uring<T>(&self, ask: impl FnOnce(&IoUring) -> T) -> T {
+        ask(&self.uring.borrow())
+    }
+
     /// Submits, waits unless told otherwise or until the next timer, and passes on what has completed.
     fn turn(&self, wait: bool) -> io::Result<()> {
-        let wait = wait && self.batch.borrow().is_empty();
-        let until = if wait { self.timers.borrow().next() } else { None };
-        let mut batch = {
-            let mut uring = self.uring.borrow_mut();
-            let submitted = match until {
-                Some(until) => {
-                    let timespec = types::Timespec::from(until.saturating_duration_since(Instant::now()));
-                    uring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&timespec))
-                }
-                None => uring.submit_and_wait(usize::from(wait)),
-            };
-            match submitted {
-                Ok(_) => {}
-                // A timer is due.
-                Err(error) if error.raw_os_error() == Some(libc::ETIME) => {}
-                Err(error) if may_pass(&error) => {}
-                Err(error) => return Err(error),
-            }
-            let mut batch = self.batch.take();
-            batch.extend(uring.completion());
-            batch
-        };
+        let until = self.timers.borrow().next();
+        let mut batch = self.gather(wait, until)?;
         batch.drain(..).for_each(|entry| self.completed(&entry));
         let mut kept = self.batch.borrow_mut();
         if kept.is_empty() {
@@ -236,10 +228,40 @@ impl Driver {
         Ok(())
     }
 
+    /// Submits, and takes the completions. Waits for one, if told to, until an instant.
+    pub fn gather(&self, wait: bool, until: Option<Instant>) -> io::Result<Vec<cqueue::Entry>> {
+        let mut batch = self.batch.take();
+        let wait = wait && batch.is_empty();
+        let mut uring = self.uring.borrow_mut();
+        let submitted = match until.filter(|_| wait) {
+            Some(until) => {
+                let timespec = types::Timespec::from(until.saturating_duration_since(Instant::now()));
+                uring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&timespec))
+            }
+            None => uring.submit_and_wait(usize::from(wait)),
+        };
+        match submitted {
+            Ok(_) => {}
+            // It is `until`.
+            Err(error) if error.raw_os_error() == Some(libc::ETIME) => {}
+            Err(error) if may_pass(&error) => {}
+            Err(error) => return Err(error),
+        }
+        batch.extend(uring.completion());
+        Ok(batch)
+    }
+
     fn completed(&self, entry: &cqueue::Entry) {
         let index = match entry.user_data() {
             BELL => return self.listen_for_bell(),
             CANCEL => return,
+            user_data if user_data & ENGINE != 0 => {
+                let engine = self.engine.borrow().as_ref().and_then(Weak::upgrade);
+                if let Some(engine) = engine {
+                    engine.borrow_mut().completed(entry);
+                }
+                return;
+            }
             user_data => (user_data & 0xffff_ffff) as usize,
         };
         let waker = self.with_slots(|slots| {
@@ -274,8 +296,8 @@ impl Driver {
     }
 
     /// # Safety
-    /// As [`Self::start`].
-    unsafe fn push(&self, entry: squeue::Entry) {
+    /// What `entry` points to lives until its completion, and its descriptor stays open until it is submitted.
+    pub unsafe fn push(&self, entry: squeue::Entry) {
         // SAFETY: the caller's promise.
         while unsafe { self.uring.borrow_mut().submission().push(&entry) }.is_err() {
             self.submit();

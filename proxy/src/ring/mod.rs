@@ -7,6 +7,7 @@ mod accept;
 mod bell;
 mod connect;
 mod driver;
+mod engine;
 mod operation;
 mod receive;
 mod send;
@@ -14,7 +15,8 @@ mod time;
 
 pub use accept::Accepts;
 pub use connect::connect;
-pub use driver::{block_on, build};
+pub use driver::block_on;
+pub use engine::{ENGINE, Engine, Ring};
 pub use receive::receive;
 pub use send::send;
 pub use time::{Sleep, sleep, sleep_until, timeout};

@@ -64,9 +64,8 @@ struct Listening {
     task: tokio::task::JoinHandle<()>,
 }
 
-/// Starts thread number `thread` and its relay engine. It runs until the process ends.
+/// Starts thread number `thread`. It runs until the process ends.
 pub fn start(proxy: Arc<Proxy>, thread: usize, mut inbox: Inbox) -> io::Result<()> {
-    let relay = Relay::start(thread)?;
     let (ready, started) = std::sync::mpsc::channel();
     let control = tokio::runtime::Handle::current();
     std::thread::Builder::new().name(format!("session-{thread}")).spawn(move || {
@@ -78,7 +77,7 @@ pub fn start(proxy: Arc<Proxy>, thread: usize, mut inbox: Inbox) -> io::Result<(
             let _ = ready.send(Ok(()));
             let worker = Rc::new(Worker {
                 proxy,
-                relay,
+                relay: Relay::start(),
                 thread,
                 next_session: Cell::new(1),
                 cuts: RefCell::default(),

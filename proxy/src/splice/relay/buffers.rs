@@ -16,7 +16,7 @@ const COUNT: u16 = 128;
 /// The only group of this ring.
 pub const GROUP: u16 = 0;
 
-/// The ring of buffers, registered with one io_uring. Must outlive that io_uring: see [`super::engine::Engine`].
+/// The ring of buffers, registered with one io_uring. Must outlive that registration: see [`super::engine::Engine`].
 pub struct Buffers {
     ring: Mapping,
     memory: Mapping,
@@ -34,11 +34,16 @@ impl Buffers {
     pub fn register(submitter: &Submitter<'_>) -> io::Result<Self> {
         let ring = Mapping::new(usize::from(COUNT) * size_of::<BufRingEntry>())?;
         let memory = Mapping::new(usize::from(COUNT) * SMALL)?;
-        // SAFETY: `ring` is page-aligned, as long as COUNT entries, and lives until the io_uring is gone.
+        // SAFETY: `ring` is page-aligned, as long as COUNT entries, and lives until it is unregistered.
         unsafe { submitter.register_buf_ring_with_flags(ring.start.as_ptr() as u64, COUNT, GROUP, 0)? };
         let mut buffers = Self { ring, memory, tail: 0 };
         (0..COUNT).for_each(|id| buffers.give_back(id));
         Ok(buffers)
+    }
+
+    /// The kernel takes no buffer any more, except for operations in flight.
+    pub fn unregister(&self, submitter: &Submitter<'_>) -> io::Result<()> {
+        submitter.unregister_buf_ring(GROUP)
     }
 
     pub fn start_of(&self, id: u16) -> *mut u8 {

@@ -1,46 +1,36 @@
-//! The relay's event loop: one io_uring, driven by one thread, that forwards every session given to it.
+//! The relay's engine: forwards every session given to it, through the ring of its thread.
 //!
-//! A direction's life is receive → send → receive …; one operation of it is in flight at a time. The loop submits all
+//! A direction's life is receive → send → receive …; one operation of it is in flight at a time. The ring submits all
 //! that the last batch of completions asked for and waits in the same system call.
 
 use std::collections::HashMap;
-use std::io;
-use std::os::fd::AsRawFd;
-use std::sync::Arc;
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{cqueue, opcode, squeue, types};
 use slab::Slab;
 use tokio::sync::oneshot;
 
 use super::buffers::{self, Buffers, GROUP, SMALL};
 use super::flow::{Chunk, Half, Second, Session, Side, State};
 use super::pause::Received;
-use super::{Inbox, Job, Order, Outcome};
+use super::{Job, Outcome};
+use crate::ring::{self, ENGINE, Ring};
 use crate::session::{SessionId, Termination};
-
-const SUBMISSIONS: u32 = 1024;
-const COMPLETIONS: u32 = 8192;
 
 /// How often limits are looked at and counters published. The engine's clock counts these.
 const TICK: types::Timespec = types::Timespec::new().sec(1);
 
-/// Fields are dropped in order: the io_uring before the buffers it points into.
 pub(super) struct Engine {
-    ring: IoUring,
+    ring: Ring,
     /// `None` before Linux 5.19: every direction then has a buffer of its own.
     pub(super) buffers: Option<Buffers>,
     pub(super) sessions: Slab<Session>,
     by_id: HashMap<SessionId, usize>,
-    inbox: Arc<Inbox>,
-    /// Where the read of the inbox's bell goes.
-    rung: Box<u64>,
     pub(super) now: Second,
 }
 
 /// What a completion belongs to, packed into its `user_data`: the low 3 bits say what, the rest which session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tag {
-    Bell,
     Tick,
     Cancel,
     /// A cancel that its session waits for.
@@ -52,21 +42,19 @@ pub(super) enum Tag {
 impl Tag {
     pub(super) fn pack(self) -> u64 {
         let (what, session) = match self {
-            Self::Bell => (0, 0),
             Self::Tick => (1, 0),
             Self::Cancel => (2, 0),
             Self::Pause(session) => (3, session),
             Self::Receive(session, side) => (4 | side as u64, session),
             Self::Send(session, side) => (6 | side as u64, session),
         };
-        (session as u64) << 3 | what
+        ENGINE | (session as u64) << 3 | what
     }
 
     fn unpack(data: u64) -> Self {
-        let session = (data >> 3) as usize;
+        let session = ((data & !ENGINE) >> 3) as usize;
         let side = if data & 1 == 0 { Side::Client } else { Side::Backend };
         match data & 7 {
-            0 => Self::Bell,
             1 => Self::Tick,
             3 => Self::Pause(session),
             4 | 5 => Self::Receive(session, side),
@@ -76,106 +64,54 @@ impl Tag {
     }
 }
 
-/// Starts the thread. An error of its set-up comes back here; later ones end the process, for without its relay a
-/// thread would accept sessions and never serve them.
-pub fn start(thread: usize, inbox: Arc<Inbox>) -> io::Result<()> {
-    let (ready, started) = std::sync::mpsc::channel();
-    std::thread::Builder::new().name(format!("relay-{thread}")).spawn(move || {
-        let mut engine = match Engine::new(inbox) {
-            Ok(engine) => engine,
-            Err(error) => return drop(ready.send(Err(error))),
-        };
-        let _ = ready.send(Ok(()));
-        let _guard = AbortOnPanic;
-        if let Err(error) = engine.run() {
-            tracing::error!("the relay's io_uring failed, nothing can be forwarded: {error}");
-            std::process::abort();
-        }
-    })?;
-    started.recv().map_err(|_| io::Error::other("the relay ended at its start"))?
-}
-
-/// A relay that unwound would leave its sessions, and all that are given to it, hanging without a word.
-struct AbortOnPanic;
-
-impl Drop for AbortOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            std::process::abort();
+impl ring::Engine for Engine {
+    fn completed(&mut self, entry: &cqueue::Entry) {
+        match Tag::unpack(entry.user_data()) {
+            Tag::Tick => {
+                self.now = self.now.wrapping_add(1);
+                self.start_tick();
+                self.look_around();
+            }
+            Tag::Cancel => {}
+            Tag::Pause(index) => self.paused(index),
+            Tag::Receive(index, side) => self.received(index, side, entry),
+            Tag::Send(index, side) => self.sent(index, side, entry.result()),
         }
     }
 }
 
 impl Engine {
-    fn new(inbox: Arc<Inbox>) -> io::Result<Self> {
-        let ring = build_ring()?;
-        let buffers = match Buffers::register(&ring.submitter()) {
+    pub(super) fn new(ring: Ring) -> Self {
+        let buffers = match ring.with_uring(|uring| Buffers::register(&uring.submitter())) {
             Ok(buffers) => Some(buffers),
             Err(error) => {
                 tracing::warn!("no provided buffers ({error}): each session holds {} KiB", 2 * SMALL / 1024);
                 None
             }
         };
-        let (sessions, by_id) = (Slab::new(), HashMap::new());
-        let mut engine = Self { ring, buffers, sessions, by_id, inbox, rung: Box::new(0), now: 0 };
-        engine.listen_for_bell()?;
-        engine.start_tick()?;
-        Ok(engine)
+        let mut engine = Self { ring, buffers, sessions: Slab::new(), by_id: HashMap::new(), now: 0 };
+        engine.start_tick();
+        engine
     }
 
-    fn run(&mut self) -> io::Result<()> {
-        let mut batch: Vec<cqueue::Entry> = Vec::with_capacity(COMPLETIONS as usize);
-        loop {
-            match self.ring.submit_and_wait(1) {
-                Ok(_) => {}
-                // EBUSY: completions must be taken first. EAGAIN: the kernel was out of memory for a request.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
-                Err(error) => return Err(error),
-            }
-            batch.extend(self.ring.completion());
-            for entry in batch.drain(..) {
-                self.completed(&entry)?;
-            }
-        }
-    }
-
-    fn completed(&mut self, entry: &cqueue::Entry) -> io::Result<()> {
-        match Tag::unpack(entry.user_data()) {
-            Tag::Bell => {
-                self.listen_for_bell()?;
-                let orders = std::mem::take(&mut *self.inbox.orders.lock());
-                orders.into_iter().try_for_each(|order| match order {
-                    Order::Forward(job, ended) => self.begin(job, ended),
-                    Order::Cut(id) => match self.by_id.get(&id) {
-                        // The one who cuts knows why.
-                        Some(&index) => self.end(index, Termination::Killed),
-                        None => Ok(()),
-                    },
-                })
-            }
-            Tag::Tick => {
-                self.now = self.now.wrapping_add(1);
-                self.start_tick()?;
-                self.look_around()
-            }
-            Tag::Cancel => Ok(()),
-            Tag::Pause(index) => self.paused(index),
-            Tag::Receive(index, side) => self.received(index, side, entry),
-            Tag::Send(index, side) => self.sent(index, side, entry.result()),
-        }
-    }
-
-    fn begin(&mut self, job: Box<Job>, ended: oneshot::Sender<Outcome>) -> io::Result<()> {
+    pub(super) fn begin(&mut self, job: Box<Job>, ended: oneshot::Sender<Outcome>) {
         let id = job.record.id;
         let index = self.sessions.insert(Session::new(job, ended, self.now));
         self.by_id.insert(id, index);
-        Side::BOTH.into_iter().try_for_each(|side| match self.sessions[index].halves[side as usize].state {
+        Side::BOTH.into_iter().for_each(|side| match self.sessions[index].halves[side as usize].state {
             State::Sending { .. } => self.send(index, side),
             _ => self.receive(index, side),
         })
     }
 
-    pub(super) fn receive(&mut self, index: usize, side: Side) -> io::Result<()> {
+    /// The one who cuts knows why.
+    pub(super) fn cut(&mut self, id: SessionId) {
+        if let Some(&index) = self.by_id.get(&id) {
+            self.end(index, Termination::Killed);
+        }
+    }
+
+    pub(super) fn receive(&mut self, index: usize, side: Side) {
         let session = &mut self.sessions[index];
         let fd = types::Fd(session.fd(side));
         let half = &mut session.halves[side as usize];
@@ -190,10 +126,10 @@ impl Engine {
                 .flags(squeue::Flags::BUFFER_SELECT),
         };
         session.in_flight += 1;
-        self.push(operation.user_data(Tag::Receive(index, side).pack()))
+        self.push(operation.user_data(Tag::Receive(index, side).pack()));
     }
 
-    fn received(&mut self, index: usize, side: Side, entry: &cqueue::Entry) -> io::Result<()> {
+    fn received(&mut self, index: usize, side: Side, entry: &cqueue::Entry) {
         let now = self.now;
         let pooled = cqueue::buffer_select(entry.flags());
         let session = &mut self.sessions[index];
@@ -219,7 +155,9 @@ impl Engine {
                 // SAFETY: plain system call on a descriptor that stays open until the job has ended.
                 // ENOTCONN: the sink was reset, which its own direction will report.
                 unsafe { libc::shutdown(sink, libc::SHUT_WR) };
-                if pausing { self.received_in_pause(index, side, Received::Something) } else { Ok(()) }
+                if pausing {
+                    self.received_in_pause(index, side, Received::Something);
+                }
             }
             length if length > 0 => {
                 session.last_active = now;
@@ -249,7 +187,7 @@ impl Engine {
         }
     }
 
-    pub(super) fn send(&mut self, index: usize, side: Side) -> io::Result<()> {
+    pub(super) fn send(&mut self, index: usize, side: Side) {
         let session = &mut self.sessions[index];
         let sink = types::Fd(session.fd(side.other()));
         let half = &session.halves[side as usize];
@@ -261,10 +199,10 @@ impl Engine {
         let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
         let operation = opcode::Send::new(sink, start, end - at).flags(flags).build();
         session.in_flight += 1;
-        self.push(operation.user_data(Tag::Send(index, side).pack()))
+        self.push(operation.user_data(Tag::Send(index, side).pack()));
     }
 
-    fn sent(&mut self, index: usize, side: Side, result: i32) -> io::Result<()> {
+    fn sent(&mut self, index: usize, side: Side, result: i32) {
         let now = self.now;
         let session = &mut self.sessions[index];
         session.in_flight -= 1;
@@ -297,7 +235,7 @@ impl Engine {
     }
 
     /// Starts no new operation, cancels those in flight, and finishes the session when they have completed.
-    fn end(&mut self, index: usize, reason: Termination) -> io::Result<()> {
+    fn end(&mut self, index: usize, reason: Termination) {
         let session = &mut self.sessions[index];
         if session.ending.is_none() {
             session.ending = Some(reason);
@@ -312,21 +250,20 @@ impl Engine {
             if session.in_flight > 0 {
                 for tag in pending {
                     // ENOENT for one that has completed meanwhile; its completion is already on its way.
-                    self.push(opcode::AsyncCancel::new(tag.pack()).build().user_data(Tag::Cancel.pack()))?;
+                    self.push(opcode::AsyncCancel::new(tag.pack()).build().user_data(Tag::Cancel.pack()));
                 }
             }
         }
         self.reap(index)
     }
 
-    pub(super) fn reap(&mut self, index: usize) -> io::Result<()> {
+    pub(super) fn reap(&mut self, index: usize) {
         let session = &self.sessions[index];
         if let (0, Some(reason)) = (session.in_flight, session.ending) {
             let session = self.forget(index);
             self.let_go(&session);
             session.finish(reason);
         }
-        Ok(())
     }
 
     /// Only with nothing in flight.
@@ -338,7 +275,7 @@ impl Engine {
 
     /// Once a tick: publish counters, end what is overdue, give back what stands still and is to be, and notice a reset
     /// on a side nobody reads from.
-    fn look_around(&mut self) -> io::Result<()> {
+    fn look_around(&mut self) {
         let now = self.now;
         let (mut ends, mut quiet) = (Vec::new(), Vec::new());
         for (index, session) in &mut self.sessions {
@@ -357,33 +294,32 @@ impl Engine {
                 quiet.push(index);
             }
         }
-        quiet.into_iter().try_for_each(|index| self.pause(index))?;
-        ends.into_iter().try_for_each(|(index, reason)| self.end(index, reason))
+        quiet.into_iter().for_each(|index| self.pause(index));
+        ends.into_iter().for_each(|(index, reason)| self.end(index, reason));
     }
 
-    fn listen_for_bell(&mut self) -> io::Result<()> {
-        let bell = types::Fd(self.inbox.bell.as_raw_fd());
-        let into = (&raw mut *self.rung).cast::<u8>();
-        self.push(opcode::Read::new(bell, into, 8).build().user_data(Tag::Bell.pack()))
+    fn start_tick(&mut self) {
+        self.push(opcode::Timeout::new(&raw const TICK_AT).build().user_data(Tag::Tick.pack()));
     }
 
-    fn start_tick(&mut self) -> io::Result<()> {
-        self.push(opcode::Timeout::new(&raw const TICK_AT).build().user_data(Tag::Tick.pack()))
+    pub(super) fn push(&mut self, operation: squeue::Entry) {
+        // SAFETY: every buffer an operation points to lives in the session or in `buffers` until its completion was
+        // taken: a session is removed only with nothing in flight, its descriptors likewise, and our drop forgets
+        // neither while there are sessions.
+        unsafe { self.ring.push(operation) };
     }
+}
 
-    pub(super) fn push(&mut self, operation: squeue::Entry) -> io::Result<()> {
-        loop {
-            // SAFETY: every buffer an operation points to lives in the session, in `buffers` or in `rung` until its
-            // completion was taken: a session is removed only with nothing in flight, its descriptors likewise.
-            if unsafe { self.ring.submission().push(&operation) }.is_ok() {
-                return Ok(());
-            }
-            match self.ring.submit() {
-                Ok(_) => {}
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
-                Err(error) => return Err(error),
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Some(buffers) = self.buffers.take() {
+            let unregistered = self.ring.with_uring(|uring| buffers.unregister(&uring.submitter()));
+            if !self.sessions.is_empty() || unregistered.is_err() {
+                // The kernel may still write there.
+                std::mem::forget(buffers);
             }
         }
+        self.sessions.drain().for_each(std::mem::forget);
     }
 }
 
@@ -405,22 +341,6 @@ fn is_reset(fd: std::os::fd::RawFd) -> bool {
     // SAFETY: `poll` is one valid pollfd for the length of the call, which does not wait.
     let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
     ready > 0 && poll.revents & libc::POLLERR != 0
-}
-
-/// With everything the kernel has: deferred task work (6.1) spares interrupts of a thread that is busy anyway.
-fn build_ring() -> io::Result<IoUring> {
-    let newest = IoUring::builder()
-        .setup_cqsize(COMPLETIONS)
-        .setup_clamp()
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .build(SUBMISSIONS);
-    match newest {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            IoUring::builder().setup_cqsize(COMPLETIONS).setup_clamp().build(SUBMISSIONS)
-        }
-        built => built,
-    }
 }
 
 const _: () = assert!(buffers::LARGE <= u32::MAX as usize);

@@ -1,8 +1,7 @@
-//! The relay: forwarding in user space, one io_uring and one thread for each data-plane thread.
+//! The relay: forwarding in user space, on the data-plane thread the session is at and through that thread's ring.
 //!
-//! It drives its ring itself ([`engine`]) rather than through tokio-uring, which has no provided buffers: there a
-//! pending read owns its buffer, so that 10,000 idle sessions would hold 10,000 × 2 of them. Here an idle session holds
-//! none ([`buffers`]).
+//! It is an engine beside the tasks ([`engine`]) and not a task a session: there a pending read would own its buffer, and
+//! 10,000 idle sessions hold 10,000 × 2 of them. Here an idle session holds none ([`buffers`]).
 //!
 //! Bounds: a direction is either receiving or sending, never both, so what a session holds in user space is at most one
 //! chunk a direction: [`buffers::SMALL`] or, while it streams, [`buffers::LARGE`] bytes. A reader that stops therefore
@@ -16,21 +15,21 @@ mod flow;
 mod pause;
 mod turn;
 
-use std::fs::File;
-use std::io;
-use std::io::Write;
-use std::os::fd::{FromRawFd, RawFd};
+use std::cell::RefCell;
+use std::os::fd::RawFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use engine::Engine;
 pub use turn::Turn;
 
 use crate::pg::frame::Framer;
 use crate::pool::Backend;
 use crate::proxy::Listener;
+use crate::ring::Ring;
 use crate::session::{SessionId, SessionRecord, Termination};
 
 /// As in access lines and metrics.
@@ -66,25 +65,11 @@ pub enum Outcome {
     },
 }
 
-/// A relay engine, seen from the session thread it belongs to.
-#[derive(Clone, Debug)]
-pub struct Relay(Arc<Inbox>);
-
-#[derive(Debug)]
-struct Inbox {
-    orders: Mutex<Vec<Order>>,
-    /// An eventfd the engine reads.
-    bell: File,
-}
-
-#[derive(Debug)]
-enum Order {
-    Forward(Box<Job>, oneshot::Sender<Outcome>),
-    Cut(SessionId),
-}
+/// The relay engine of a thread.
+#[derive(Clone)]
+pub struct Relay(Rc<RefCell<Engine>>);
 
 /// A session under way.
-#[derive(Debug)]
 pub struct Forwarding {
     id: SessionId,
     relay: Relay,
@@ -92,24 +77,18 @@ pub struct Forwarding {
 }
 
 impl Relay {
-    /// Starts engine number `thread`. It runs until the process ends.
-    pub fn start(thread: usize) -> io::Result<Self> {
-        // SAFETY: plain system call; the descriptor it returns is ours alone.
-        let bell = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-        if bell < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: just made, owned by nobody else.
-        let bell = unsafe { File::from_raw_fd(bell) };
-        let relay = Self(Arc::new(Inbox { orders: Mutex::default(), bell }));
-        engine::start(thread, relay.0.clone())?;
-        Ok(relay)
+    /// Makes the engine of this thread's ring.
+    pub fn start() -> Self {
+        let ring = Ring::current();
+        let engine = Rc::new(RefCell::new(Engine::new(ring.clone())));
+        ring.serve(&engine);
+        Self(engine)
     }
 
     pub fn forward(&self, job: Job) -> Forwarding {
         let (sender, ended) = oneshot::channel();
         let id = job.record.id;
-        self.0.put(Order::Forward(Box::new(job), sender));
+        self.0.borrow_mut().begin(Box::new(job), sender);
         Forwarding { id, relay: self.clone(), ended }
     }
 }
@@ -118,26 +97,11 @@ impl Forwarding {
     /// Why it ended, or its turn. From then on the engine does not touch the descriptors any more. May be called again
     /// after it was dropped half-way.
     pub async fn ended(&mut self) -> Outcome {
-        // The engine answers every job; it cannot end before the process does.
-        (&mut self.ended).await.unwrap_or(Outcome::Ended(Termination::Resource))
+        (&mut self.ended).await.expect("the engine answers every job")
     }
 
     /// Stop forwarding at once. [`Self::ended`] then completes soon; a turn may have come first.
     pub fn cut(&self) {
-        self.relay.0.put(Order::Cut(self.id));
-    }
-}
-
-impl Inbox {
-    fn put(&self, order: Order) {
-        let first = {
-            let mut orders = self.orders.lock();
-            orders.push(order);
-            orders.len() == 1
-        };
-        // The engine takes all orders at each ring of the bell.
-        if first && let Err(error) = (&self.bell).write_all(&1u64.to_ne_bytes()) {
-            tracing::error!("the relay's bell does not ring: {error}");
-        }
+        self.relay.0.borrow_mut().cut(self.id);
     }
 }

@@ -5,8 +5,6 @@
 //! back; or bytes, an end or a full buffer ring, and it goes on from there as if nothing had happened. That the cancels
 //! are waited for keeps them from hitting a later receive of the same side.
 
-use std::io;
-
 use io_uring::opcode;
 
 use super::engine::{Engine, Tag};
@@ -35,7 +33,7 @@ impl Engine {
     }
 
     /// Holds what the backend sent, and cancels the client's receive.
-    pub(super) fn hold(&mut self, index: usize) -> io::Result<()> {
+    pub(super) fn hold(&mut self, index: usize) {
         let half = &mut self.sessions[index].halves[Side::Backend as usize];
         if let State::Sending { chunk, end, .. } = half.state {
             half.state = State::Held { chunk, end };
@@ -44,27 +42,26 @@ impl Engine {
     }
 
     /// Cancels the receives in flight.
-    pub(super) fn pause(&mut self, index: usize) -> io::Result<()> {
+    pub(super) fn pause(&mut self, index: usize) {
         self.sessions[index].pausing = Some(Pause::Silent);
         for side in Side::BOTH {
             let session = &mut self.sessions[index];
             if session.halves[side as usize].state == State::Receiving {
                 session.in_flight += 1;
                 let cancel = opcode::AsyncCancel::new(Tag::Receive(index, side).pack()).build();
-                self.push(cancel.user_data(Tag::Pause(index).pack()))?;
+                self.push(cancel.user_data(Tag::Pause(index).pack()));
             }
         }
-        Ok(())
     }
 
     /// A cancel of [`Self::pause`] completed. Its own result says nothing that the receive's does not.
-    pub(super) fn paused(&mut self, index: usize) -> io::Result<()> {
+    pub(super) fn paused(&mut self, index: usize) {
         self.sessions[index].in_flight -= 1;
         self.settle(index)
     }
 
     /// A receive that was being cancelled completed.
-    pub(super) fn received_in_pause(&mut self, index: usize, side: Side, outcome: Received) -> io::Result<()> {
+    pub(super) fn received_in_pause(&mut self, index: usize, side: Side, outcome: Received) {
         let session = &mut self.sessions[index];
         if outcome != Received::Nothing {
             session.pausing = Some(Pause::Spoke);
@@ -77,35 +74,34 @@ impl Engine {
     }
 
     /// Once nothing is in flight: gives the session back, or goes on.
-    fn settle(&mut self, index: usize) -> io::Result<()> {
+    fn settle(&mut self, index: usize) {
         let session = &mut self.sessions[index];
         if session.ending.is_some() {
             return self.reap(index);
         }
         if session.in_flight > 0 {
-            return Ok(());
+            return;
         }
         if session.pausing.take() == Some(Pause::Silent) {
             self.give_back(index);
-            return Ok(());
+            return;
         }
         for side in Side::BOTH {
             let half = &mut self.sessions[index].halves[side as usize];
             match half.state {
                 State::Idle => {
                     half.state = State::Receiving;
-                    self.receive(index, side)?;
+                    self.receive(index, side);
                 }
                 State::Held { chunk, end } => {
                     half.state = State::Sending { chunk, at: 0, end, since: self.now };
-                    self.send(index, side)?;
+                    self.send(index, side);
                 }
-                State::Sending { .. } => self.send(index, side)?,
+                State::Sending { .. } => self.send(index, side),
                 State::Over => {}
                 State::Receiving => unreachable!("nothing is in flight"),
             }
         }
-        Ok(())
     }
 
     fn give_back(&mut self, index: usize) {

@@ -2,6 +2,8 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,7 @@ use crate::config;
 use crate::pg::frame::Framer;
 use crate::pool::Backend;
 use crate::proxy::Listener;
+use crate::ring::Engine as _;
 use crate::session::SessionRecord;
 use crate::splice::relay::Turn;
 
@@ -20,7 +23,7 @@ const QUERY: &[u8] = b"Q\0\0\0\x0dSELECT 1\0";
 
 #[test]
 fn a_tag_survives_its_packing() {
-    let tags = [Tag::Bell, Tag::Tick, Tag::Cancel, Tag::Pause(0), Tag::Pause(1 << 40)];
+    let tags = [Tag::Tick, Tag::Cancel, Tag::Pause(0), Tag::Pause(1 << 40)];
     let operations = [Tag::Receive(0, Side::Client), Tag::Receive(7, Side::Backend)];
     let sends = [Tag::Send(0, Side::Backend), Tag::Send(1 << 40, Side::Client)];
     for tag in tags.into_iter().chain(operations).chain(sends) {
@@ -90,10 +93,7 @@ fn when_quiet() -> Option<Turn> {
 
 impl Hand {
     fn new() -> Self {
-        // SAFETY: plain system call; the descriptor it returns is ours alone.
-        let bell = unsafe { std::os::fd::FromRawFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) };
-        let inbox = Arc::new(Inbox { orders: parking_lot::Mutex::default(), bell });
-        Self { engine: Engine::new(inbox).unwrap(), gathered: Vec::new(), next_id: 0 }
+        Self { engine: Engine::new(Ring::alone()), gathered: Vec::new(), next_id: 0 }
     }
 
     fn begin(&mut self, held: &[u8], turn: Option<Turn>) -> Played {
@@ -103,22 +103,17 @@ impl Hand {
         let job = job(self.next_id, &ours, held, turn);
         let (record, id) = (job.record.clone(), job.record.id);
         let (sender, outcome) = oneshot::channel();
-        self.engine.begin(Box::new(job), sender).unwrap();
+        self.engine.begin(Box::new(job), sender);
         Played { index: self.engine.by_id[&id], client, backend, record, outcome, ours }
     }
 
     /// Takes completions from the ring, and waits a moment for one.
     fn step(&mut self) {
-        let moment = types::Timespec::new().nsec(2_000_000);
-        match self.engine.ring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&moment)) {
-            Err(error) if error.raw_os_error() != Some(libc::ETIME) => panic!("{error}"),
-            _ => {}
-        }
-        let batch: Vec<_> = self.engine.ring.completion().collect();
+        let batch = self.engine.ring.gather(Instant::now() + Duration::from_millis(2));
         for entry in batch {
             match Tag::unpack(entry.user_data()) {
                 // Time passes as the test says.
-                Tag::Tick => self.engine.start_tick().unwrap(),
+                Tag::Tick => self.engine.start_tick(),
                 _ => self.gathered.push(entry),
             }
         }
@@ -141,7 +136,7 @@ impl Hand {
         self.gather(&[tag]);
         let at = self.gathered.iter().position(|entry| Tag::unpack(entry.user_data()) == tag).unwrap();
         let entry = self.gathered.remove(at);
-        self.engine.completed(&entry).unwrap();
+        self.engine.completed(&entry);
     }
 
     /// Runs the engine as its thread would, until `done`.
@@ -150,7 +145,7 @@ impl Hand {
         while !done(&mut self.engine) {
             assert!(Instant::now() < late, "it does not come");
             for entry in std::mem::take(&mut self.gathered) {
-                self.engine.completed(&entry).unwrap();
+                self.engine.completed(&entry);
             }
             self.step();
         }
@@ -190,7 +185,7 @@ impl Hand {
         let in_buffers = receives.filter(|entry| entry.result() == 1 && cqueue::buffer_select(entry.flags()).is_some());
         assert_eq!(in_buffers.count(), 128);
         for session in sessions {
-            self.engine.end(session.index, Termination::Killed).unwrap();
+            self.engine.end(session.index, Termination::Killed);
         }
         self.run_until(|engine| engine.sessions.is_empty());
     }
@@ -233,7 +228,7 @@ fn what_is_held_is_sent_before_anything_else_and_not_counted_again() {
     let mut session = hand.begin(b"first ", None);
     session.backend.write_all(b"then").unwrap();
     hand.arrives(&session.client, b"first then");
-    hand.engine.end(session.index, Termination::Killed).unwrap();
+    hand.engine.end(session.index, Termination::Killed);
     hand.run_until(|engine| engine.sessions.is_empty());
     assert!(matches!(session.outcome.try_recv(), Ok(Outcome::Ended(Termination::Killed))));
     assert_eq!(session.record.bytes(), (0, 4));
@@ -339,12 +334,12 @@ fn a_cut_in_the_middle_of_a_turn_is_a_cut() {
         hand.gather(&order);
         for (at, tag) in order.into_iter().enumerate() {
             if at == when {
-                hand.engine.end(index, Termination::Demoted).unwrap();
+                hand.engine.end(index, Termination::Demoted);
             }
             hand.show(tag);
         }
         if when == 2 && speaks {
-            hand.engine.end(index, Termination::Demoted).unwrap();
+            hand.engine.end(index, Termination::Demoted);
         }
         hand.run_until(|engine| engine.sessions.is_empty());
         match session.outcome.try_recv() {
@@ -373,7 +368,7 @@ fn a_quiet_session_is_given_back_only_if_both_sides_were_quiet() {
                     hand.gather(&[receive]);
                 }
             }
-            hand.engine.pause(index).unwrap();
+            hand.engine.pause(index);
             while hand.gathered.len() < 4 {
                 hand.step();
             }
@@ -392,7 +387,7 @@ fn a_quiet_session_is_given_back_only_if_both_sides_were_quiet() {
             }
             session.backend.write_all(b"more").unwrap();
             hand.arrives(&session.client, b"more");
-            hand.engine.end(index, Termination::Killed).unwrap();
+            hand.engine.end(index, Termination::Killed);
             hand.run_until(|engine| engine.sessions.is_empty());
         }
     }
@@ -405,11 +400,11 @@ fn a_session_is_quiet_after_a_whole_tick_without_a_byte() {
     let session = hand.begin(b"", when_quiet());
     for now in 1..=2 {
         hand.engine.now = now;
-        hand.engine.look_around().unwrap();
+        hand.engine.look_around();
         assert_eq!(hand.engine.sessions[session.index].pausing.is_some(), now == 2);
     }
     // A second look starts nothing more.
-    hand.engine.look_around().unwrap();
+    hand.engine.look_around();
     assert_eq!(hand.engine.sessions[session.index].in_flight, 4);
     hand.run_until(|engine| engine.sessions.is_empty());
     session.given_back();
@@ -429,19 +424,18 @@ fn bytes_that_find_no_buffer_while_a_receive_is_cancelled_are_not_lost() {
     session.client.write_all(b"word").unwrap();
     hand.gather(&[receive]);
     assert_eq!(hand.gathered.last().unwrap().result(), -libc::ENOBUFS);
-    hand.engine.pause(index).unwrap();
+    hand.engine.pause(index);
     for tag in [receive, Tag::Receive(index, Side::Backend), Tag::Pause(index), Tag::Pause(index)] {
         hand.show(tag);
     }
     hand.arrives(&session.backend, b"word");
 }
 
-/// A client that asks at any time, in any pieces, and a backend that answers, through an engine on its own thread. Each
+/// A client that asks at any time, in any pieces, and a backend that answers, through the engine of a ring. Each
 /// time the session is given back it is submitted again.
 #[test]
 fn a_session_that_is_given_back_at_every_turn_loses_and_reorders_nothing() {
     const QUERIES: u32 = 5_000;
-    let relay = crate::splice::relay::Relay::start(0).unwrap();
     let ((near_client, client), (near_backend, backend)) = (pair(), pair());
     let ours = [near_client, near_backend];
     let query = |number: u32| [b"Q\0\0\0\x08", &number.to_be_bytes()[..]].concat();
@@ -498,18 +492,21 @@ fn a_session_that_is_given_back_at_every_turn_loses_and_reorders_nothing() {
         reading.shutdown(std::net::Shutdown::Write).unwrap();
     });
 
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let (mut held, mut framer, mut turns) = (Vec::new(), Framer::default(), 0);
-    let end = loop {
-        let turn = Turn::Reply { framer, turns: 0, not_before: Instant::now(), held_max: 1000 };
-        match runtime.block_on(relay.forward(job(1, &ours, &held, Some(turn))).ended()) {
-            Outcome::Ended(reason) => break reason,
-            Outcome::Turn { held: last, framer: after } => {
-                assert!(last.ends_with(READY));
-                (held, framer, turns) = (last, after.unwrap(), turns + 1);
+    let (end, turns) = ring::block_on(async move {
+        let relay = crate::splice::relay::Relay::start();
+        let (mut held, mut framer, mut turns) = (Vec::new(), Framer::default(), 0);
+        loop {
+            let turn = Turn::Reply { framer, turns: 0, not_before: Instant::now(), held_max: 1000 };
+            match relay.forward(job(1, &ours, &held, Some(turn))).ended().await {
+                Outcome::Ended(reason) => return (reason, turns),
+                Outcome::Turn { held: last, framer: after } => {
+                    assert!(last.ends_with(READY));
+                    (held, framer, turns) = (last, after.unwrap(), turns + 1);
+                }
             }
         }
-    };
+    })
+    .unwrap();
     for thread in [asks, answers, reads] {
         thread.join().unwrap();
     }
