@@ -117,8 +117,8 @@ pub fn access(record: &SessionRecord, reason: Termination, total: Duration) {
     tracing::info!(
         target: ACCESS,
         id = %record.id,
-        listener = record.listener,
-        pool = record.pool,
+        listener = record.listener.as_str(),
+        pool = record.pool.as_str(),
         client = %record.client,
         user = details.user,
         database = details.database,

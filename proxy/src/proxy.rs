@@ -225,7 +225,7 @@ impl Proxy {
     /// Cuts every session that is at this backend.
     pub fn cut_at(&self, backend: &Arc<Backend>, reason: Termination) -> usize {
         let is_there = |record: &SessionRecord| {
-            record.details().backend.is_some_and(|at| at.pool == backend.pool && at.address == backend.address)
+            record.backend().is_some_and(|at| at.pool == backend.pool && at.address == backend.address)
         };
         let ids: Vec<_> =
             self.registry.all().iter().filter(|record| is_there(record)).map(|record| record.id).collect();

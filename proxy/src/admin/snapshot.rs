@@ -17,10 +17,10 @@ use crate::session::{SessionRecord, Termination};
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 pub fn status(proxy: &Proxy) -> api::Status {
-    let mut by_listener = BTreeMap::<String, usize>::new();
+    let mut by_listener = BTreeMap::<&str, usize>::new();
     let sessions = proxy.sessions();
     for session in &sessions {
-        *by_listener.entry(session.listener.clone()).or_default() += 1;
+        *by_listener.entry(session.listener.as_str()).or_default() += 1;
     }
     api::Status {
         version: VERSION.into(),
@@ -35,7 +35,7 @@ pub fn status(proxy: &Proxy) -> api::Status {
             .listeners
             .load()
             .values()
-            .map(|one| listener(one, by_listener.get(&one.name).copied().unwrap_or_default()))
+            .map(|one| listener(one, by_listener.get(one.name.as_str()).copied().unwrap_or_default()))
             .collect(),
         pools: proxy.pools.load().values().map(|one| pool(one)).collect(),
         clusters: proxy.clusters.load().iter().map(|(name, view)| cluster(name, &view.borrow())).collect(),
@@ -170,7 +170,7 @@ pub fn select(proxy: &Proxy, filter: &api::SessionFilter) -> Result<Vec<Arc<Sess
 }
 
 fn matches(session: &SessionRecord, filter: &api::SessionFilter, client: Option<&ClientFilter>) -> bool {
-    if filter.pool.as_ref().is_some_and(|pool| *pool != session.pool) {
+    if filter.pool.as_ref().is_some_and(|pool| **pool != *session.pool) {
         return false;
     }
     if client.is_some_and(|client| !client.matches(session.client)) {
@@ -229,8 +229,8 @@ pub fn session(session: &SessionRecord) -> api::Session {
     let times = details.times;
     api::Session {
         id: session.id.to_string(),
-        listener: session.listener.clone(),
-        pool: session.pool.clone(),
+        listener: session.listener.as_str().into(),
+        pool: session.pool.as_str().into(),
         client: session.client.to_string(),
         user: details.user,
         database: details.database,

@@ -11,6 +11,8 @@ pub mod connect;
 mod end;
 mod handshake;
 pub mod leg;
+pub mod names;
+mod packed;
 mod pick;
 pub mod record;
 pub mod registry;

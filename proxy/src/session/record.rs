@@ -7,6 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
+use super::names::Name;
+use super::packed::Packed;
 use crate::pool::Backend;
 
 /// Unique within a process's life; the top two bytes are the data-plane thread.
@@ -27,12 +29,13 @@ impl std::str::FromStr for SessionId {
     }
 }
 
-/// One session. The data-plane thread that owns it writes, everyone may read.
+/// One session. The data-plane thread that owns it writes, everyone may read. While it is forwarded it takes less than
+/// 300 bytes, with all it points to and its place in the registry.
 #[derive(Debug)]
 pub struct SessionRecord {
     pub id: SessionId,
-    pub listener: String,
-    pub pool: String,
+    pub listener: Name,
+    pub pool: Name,
     pub client: SocketAddr,
     pub accepted: Instant,
     pub accepted_at: SystemTime,
@@ -40,7 +43,14 @@ pub struct SessionRecord {
     pub bytes_in: AtomicU64,
     /// Backend to client.
     pub bytes_out: AtomicU64,
-    details: Mutex<Details>,
+    details: Mutex<Stage>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Before it is forwarded: often changed, not for long.
+    Made(Box<Details>),
+    Forwarded(Packed),
 }
 
 /// Filled in step by step.
@@ -99,23 +109,58 @@ impl SessionRecord {
     pub fn new(id: SessionId, listener: &str, pool: &str, client: SocketAddr) -> Self {
         Self {
             id,
-            listener: listener.into(),
-            pool: pool.into(),
+            listener: Name::of(listener),
+            pool: Name::of(pool),
             client,
             accepted: Instant::now(),
             accepted_at: SystemTime::now(),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
-            details: Mutex::new(Details::default()),
+            details: Mutex::new(Stage::Made(Box::default())),
         }
     }
 
     pub fn details(&self) -> Details {
-        self.details.lock().clone()
+        match &*self.details.lock() {
+            Stage::Made(details) => (**details).clone(),
+            Stage::Forwarded(packed) => packed.unpack(),
+        }
     }
 
+    /// These two of the details, for those who ask every session.
+    pub fn phase_and_road(&self) -> (Phase, Option<&'static str>) {
+        match &*self.details.lock() {
+            Stage::Made(details) => (details.phase, details.road),
+            Stage::Forwarded(packed) => packed.phase_and_road(),
+        }
+    }
+
+    /// This one of the details.
+    pub fn backend(&self) -> Option<Arc<Backend>> {
+        match &*self.details.lock() {
+            Stage::Made(details) => details.backend.clone(),
+            Stage::Forwarded(packed) => packed.backend().cloned(),
+        }
+    }
+
+    /// [`Phase::Forward`] packs the details: from then on a change costs more.
     pub fn update(&self, change: impl FnOnce(&mut Details)) {
-        change(&mut self.details.lock());
+        let mut stage = self.details.lock();
+        let details = match &mut *stage {
+            Stage::Made(details) => {
+                change(details);
+                if details.phase != Phase::Forward {
+                    return;
+                }
+                std::mem::take(&mut **details)
+            }
+            Stage::Forwarded(packed) => {
+                let mut details = packed.unpack();
+                change(&mut details);
+                details
+            }
+        };
+        *stage = Stage::Forwarded(details.into());
     }
 
     pub fn count(&self, bytes_in: u64, bytes_out: u64) {

@@ -1,6 +1,8 @@
 //! Which sessions live. Each thread writes its own shard; only listings and scrapes look at the others.
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -14,7 +16,31 @@ pub struct Registry {
     count: AtomicUsize,
 }
 
-type Shard = Mutex<HashMap<SessionId, Arc<SessionRecord>>>;
+type Shard = Mutex<HashSet<ById>>;
+
+/// A record as a member of a set that is asked by id, without a second id beside it.
+#[derive(Debug)]
+struct ById(Arc<SessionRecord>);
+
+impl Borrow<SessionId> for ById {
+    fn borrow(&self) -> &SessionId {
+        &self.0.id
+    }
+}
+
+impl Hash for ById {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for ById {}
 
 impl Registry {
     pub fn new(threads: usize) -> Self {
@@ -22,7 +48,7 @@ impl Registry {
     }
 
     pub fn insert(&self, record: Arc<SessionRecord>) {
-        self.shards[record.id.thread()].lock().insert(record.id, record);
+        self.shards[record.id.thread()].lock().insert(ById(record));
         self.count.fetch_add(1, Relaxed);
     }
 
@@ -32,7 +58,7 @@ impl Registry {
     }
 
     pub fn contains(&self, id: SessionId) -> bool {
-        self.shards.get(id.thread()).is_some_and(|shard| shard.lock().contains_key(&id))
+        self.shards.get(id.thread()).is_some_and(|shard| shard.lock().contains(&id))
     }
 
     pub fn len(&self) -> usize {
@@ -45,7 +71,7 @@ impl Registry {
 
     /// Unordered.
     pub fn all(&self) -> Vec<Arc<SessionRecord>> {
-        self.shards.iter().flat_map(|shard| shard.lock().values().cloned().collect::<Vec<_>>()).collect()
+        self.shards.iter().flat_map(|shard| shard.lock().iter().map(|one| one.0.clone()).collect::<Vec<_>>()).collect()
     }
 }
 

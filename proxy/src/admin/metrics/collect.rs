@@ -130,17 +130,14 @@ fn of_listeners(listeners: &[Arc<Listener>], out: &mut Families<'_>) -> fmt::Res
 fn of_sessions(proxy: &Proxy, out: &mut Families<'_>) -> fmt::Result {
     let mut count = BTreeMap::<_, u64>::new();
     for session in proxy.sessions() {
-        let (phase, road) = {
-            let details = session.details();
-            (details.phase, details.road)
-        };
-        *count.entry((session.listener.clone(), phase.as_str(), road.unwrap_or("none"))).or_default() += 1;
+        let (phase, road) = session.phase_and_road();
+        *count.entry((session.listener.as_str(), phase.as_str(), road.unwrap_or("none"))).or_default() += 1;
     }
     out.gauge(
         "pgsplice_sessions",
         "Live sessions, by phase and by the road that forwards them",
         count.iter().map(|((listener, phase, road), count)| {
-            ([("listener", listener.as_str()), ("phase", phase), ("road", road)], *count)
+            ([("listener", *listener), ("phase", *phase), ("road", *road)], *count)
         }),
     )
 }
