@@ -163,6 +163,27 @@ fn the_fleet_follows(store: Store) {
             assert_eq!(lab.sql(bouncer, 6432, "SELECT pg_is_in_recovery()").unwrap(), "f", "{}", bouncer.name());
         }
 
+        // Each server of the store dies once, among them the one in use and the store's own leader: no news, and the
+        // bouncers stay registered.
+        for n in 1..=3 {
+            let name = format!("{store:?}").to_lowercase();
+            let server = lab.host(&format!("{name}{n}")).service(&name).unwrap();
+            server.kill(libc::SIGKILL).unwrap();
+            let end = Instant::now() + Duration::from_secs(5);
+            let mut views = handle.view.clone();
+            while let Ok(changed) = tokio::time::timeout_at(end.into(), views.changed()).await {
+                changed.unwrap();
+                let view = views.borrow_and_update().clone();
+                assert!(view.cut.contains_key(&first) && !view.cut.contains_key(second), "{name}{n}: {view:#?}");
+            }
+            server.restart().unwrap();
+            let whole = |view: &ClusterView| {
+                matches!(view.store, StoreHealth::Connected { .. }) && open_to(second)(view) && follow(second)(view)
+            };
+            let (_, took) = until(&handle, &format!("whole again without {name}{n}"), whole).await;
+            assert!(took < Duration::from_secs(15), "{took:?}");
+        }
+
         lab.kill_postgres(lab.net.find(second).unwrap(), true).unwrap();
         let died = Instant::now();
         let (view, _) = until(&handle, "another open", |view| primary(view).is_some_and(|now| now != second)).await;
