@@ -119,7 +119,7 @@ pub fn access(record: &SessionRecord, reason: Termination, total: Duration) {
         id = %record.id,
         listener = record.listener.as_str(),
         pool = record.pool.as_str(),
-        client = %record.client,
+        client = %record.client(),
         user = details.user,
         database = details.database,
         application_name = details.application_name,

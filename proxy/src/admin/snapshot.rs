@@ -165,7 +165,7 @@ pub fn select(proxy: &Proxy, filter: &api::SessionFilter) -> Result<Vec<Arc<Sess
     let client = filter.client.as_deref().map(str::parse::<ClientFilter>).transpose()?;
     let mut sessions = proxy.sessions();
     sessions.retain(|session| matches(session, filter, client.as_ref()));
-    sessions.sort_by_key(|session| (session.accepted, session.id));
+    sessions.sort_by_key(|session| (session.accepted(), session.id));
     Ok(sessions)
 }
 
@@ -173,7 +173,7 @@ fn matches(session: &SessionRecord, filter: &api::SessionFilter, client: Option<
     if filter.pool.as_ref().is_some_and(|pool| **pool != *session.pool) {
         return false;
     }
-    if client.is_some_and(|client| !client.matches(session.client)) {
+    if client.is_some_and(|client| !client.matches(session.client())) {
         return false;
     }
     if filter.user.is_none() && filter.backend.is_none() {
@@ -231,7 +231,7 @@ pub fn session(session: &SessionRecord) -> api::Session {
         id: session.id.to_string(),
         listener: session.listener.as_str().into(),
         pool: session.pool.as_str().into(),
-        client: session.client.to_string(),
+        client: session.client().to_string(),
         user: details.user,
         database: details.database,
         application_name: details.application_name,
@@ -241,8 +241,8 @@ pub fn session(session: &SessionRecord) -> api::Session {
         backend_local: details.backend_local.map(|address| address.to_string()),
         phase: details.phase.as_str().into(),
         road: details.road.map(str::to_owned),
-        accepted_at: unix(session.accepted_at),
-        age_seconds: millis(session.accepted.elapsed()) / 1e3,
+        accepted_at: unix(session.accepted_at()),
+        age_seconds: millis(session.age()) / 1e3,
         bytes_in,
         bytes_out,
         startup_ms: times.startup.map(millis),

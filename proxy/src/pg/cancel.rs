@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
+
+use crate::pool::Backend;
 
 /// Length and request code before the key in a CancelRequest.
 const PACKET_HEADER: usize = 8;
@@ -23,12 +26,25 @@ pub fn key_of(packet: &[u8]) -> &[u8] {
 /// Keys seen in plaintext handshakes, each with the backend that sent it. An entry lives as long as its session.
 #[derive(Debug, Default)]
 pub struct CancelKeys {
-    shards: [Mutex<HashMap<Box<[u8]>, SocketAddr>>; SHARDS],
+    shards: [Mutex<HashMap<Key, Arc<Backend>>>; SHARDS],
+}
+
+/// The body of a BackendKeyData. Protocol 3.0's, which nearly all are, need no memory of their own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    Short([u8; 8]),
+    Long(Box<[u8]>),
+}
+
+impl From<&[u8]> for Key {
+    fn from(body: &[u8]) -> Self {
+        body.try_into().map_or_else(|_| Self::Long(body.into()), Self::Short)
+    }
 }
 
 impl CancelKeys {
     pub fn owner(&self, key: &[u8]) -> Option<SocketAddr> {
-        self.shard(key).lock().get(key).copied()
+        self.shard(key).lock().get(&Key::from(key)).map(|backend| backend.address)
     }
 
     pub fn len(&self) -> usize {
@@ -40,13 +56,13 @@ impl CancelKeys {
     }
 
     /// Held by the session; forgets the key when dropped.
-    pub fn remember(self: &std::sync::Arc<Self>, key: Vec<u8>, backend: SocketAddr) -> Remembered {
-        let key = key.into_boxed_slice();
-        self.shard(&key).lock().insert(key.clone(), backend);
-        Remembered { keys: self.clone(), key, backend }
+    pub fn remember(self: &Arc<Self>, body: &[u8], backend: &Arc<Backend>) -> Remembered {
+        let key = Key::from(body);
+        self.shard(body).lock().insert(key.clone(), backend.clone());
+        Remembered { keys: self.clone(), key, backend: backend.clone() }
     }
 
-    fn shard(&self, key: &[u8]) -> &Mutex<HashMap<Box<[u8]>, SocketAddr>> {
+    fn shard(&self, key: &[u8]) -> &Mutex<HashMap<Key, Arc<Backend>>> {
         // Some of a PgBouncer's key bytes are the same in every key, so all of them choose.
         &self.shards[usize::from(key.iter().fold(0, |all, byte| all ^ byte)) % SHARDS]
     }
@@ -55,16 +71,20 @@ impl CancelKeys {
 /// One remembered key.
 #[derive(Debug)]
 pub struct Remembered {
-    keys: std::sync::Arc<CancelKeys>,
-    key: Box<[u8]>,
-    backend: SocketAddr,
+    keys: Arc<CancelKeys>,
+    key: Key,
+    backend: Arc<Backend>,
 }
 
 impl Drop for Remembered {
     fn drop(&mut self) {
-        let mut shard = self.keys.shard(&self.key).lock();
+        let body: &[u8] = match &self.key {
+            Key::Short(body) => body,
+            Key::Long(body) => body,
+        };
+        let mut shard = self.keys.shard(body).lock();
         // Two backends may have given out the same key; the later session's entry stays.
-        if shard.get(&self.key) == Some(&self.backend) {
+        if shard.get(&self.key).is_some_and(|backend| Arc::ptr_eq(backend, &self.backend)) {
             shard.remove(&self.key);
         }
     }
@@ -73,7 +93,6 @@ impl Drop for Remembered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     #[test]
     fn peer_id_is_at_bytes_nine_and_ten_little_endian() {
@@ -82,13 +101,31 @@ mod tests {
         assert_eq!(peer_id(&packet[..10]), None);
     }
 
+    fn backend(address: &str) -> Arc<Backend> {
+        Arc::new(Backend::new("p", address, address.parse().expect("an address")))
+    }
+
     #[test]
     fn a_key_is_forgotten_with_its_session() {
-        let keys = Arc::new(CancelKeys::default());
-        let backend = "10.0.0.1:6432".parse().expect("an address");
-        let remembered = keys.remember(vec![1, 2, 3, 4, 5, 6, 7, 8], backend);
-        assert_eq!(keys.owner(&[1, 2, 3, 4, 5, 6, 7, 8]), Some(backend));
-        drop(remembered);
-        assert!(keys.is_empty());
+        let (keys, backend) = (Arc::new(CancelKeys::default()), backend("10.0.0.1:6432"));
+        // Protocol 3.0 and 3.2.
+        for body in [&[1, 2, 3, 4, 5, 6, 7, 8][..], &[7; 36]] {
+            let remembered = keys.remember(body, &backend);
+            assert_eq!(keys.owner(body), Some(backend.address));
+            drop(remembered);
+            assert!(keys.is_empty());
+        }
+    }
+
+    #[test]
+    fn of_two_backends_with_one_key_the_later_has_it() {
+        let (keys, body) = (Arc::new(CancelKeys::default()), [1, 2, 3, 4, 5, 6, 7, 8]);
+        let backends = [backend("10.0.0.1:6432"), backend("10.0.0.2:6432")];
+        let [first, second] = backends.each_ref().map(|backend| keys.remember(&body, backend));
+        assert_eq!(keys.owner(&body), Some(backends[1].address));
+        drop(first);
+        assert_eq!(keys.owner(&body), Some(backends[1].address));
+        drop(second);
+        assert_eq!(keys.owner(&body), None);
     }
 }

@@ -31,7 +31,7 @@ pub(crate) async fn deliver(session: &Session, packet: &[u8]) -> Termination {
         return Termination::CancelDelivered;
     }
     let Some(_slot) = Slot::take() else {
-        tracing::warn!(client = %session.record.client, "cancel refused: {MOST_UNDER_WAY} are asking every backend");
+        tracing::warn!(client = %session.record.client(), "cancel refused: {MOST_UNDER_WAY} are asking every backend");
         return Termination::CancelFailed;
     };
     // Unknown owner, or one that does not answer; with peering any PgBouncer passes it on.

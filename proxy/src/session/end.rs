@@ -59,7 +59,7 @@ pub(crate) async fn refuse(
 
 /// Counts the end and writes the access line. The session's sockets and place are gone by now.
 pub(crate) fn account(session: &Session, reason: Termination) {
-    let total = session.record.accepted.elapsed();
+    let total = session.record.age();
     session.listener.counters.count_end(reason);
     session.worker.proxy.metrics.observe_session(&session.pool.name, total);
     crate::log::access(&session.record, reason, total);

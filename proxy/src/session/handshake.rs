@@ -131,9 +131,9 @@ async fn login(session: &Session, client: &Leg, reached: &Reached) -> Result<Rea
         });
         if ready || lost {
             session.record.count(0, answer.len() as u64);
-            let key = key.map(|key| session.worker.proxy.cancel_keys.remember(key, backend.address));
+            let key = key.map(|key| session.worker.proxy.cancel_keys.remember(&key, backend));
             session.record.update(|details| {
-                let took = session.record.accepted.elapsed();
+                let took = session.record.age();
                 let before = [details.times.startup, details.times.queue, details.times.connect];
                 details.times.handshake =
                     Some(before.into_iter().flatten().fold(took, |left, one| left.saturating_sub(one)));

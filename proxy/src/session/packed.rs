@@ -1,7 +1,7 @@
 //! What is known about a session that is being forwarded, in little memory: it hardly changes any more, and there may
 //! be 100,000 of them.
 
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ pub(super) struct Packed {
     /// In the order of [`Times`].
     times: [Took; 4],
     backend: Option<Arc<Backend>>,
-    backend_local: Local,
+    backend_local: Option<Address>,
     /// User, database and application name, those that are known, each but the last with a zero byte behind it: the
     /// protocol's strings have none inside.
     texts: Box<str>,
@@ -28,12 +28,14 @@ pub(super) struct Packed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Took(u32);
 
-/// An address of ours; port 0 is none, since a bound socket has a port. IPv4 is mapped into IPv6.
+/// A socket address without IPv6's flow label, which accept(2) and getsockname(2) leave at zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Local {
+pub(super) struct Address {
+    /// IPv4 in the last four bytes.
     ip: [u8; 16],
     scope: u32,
     port: u16,
+    is_v6: bool,
 }
 
 impl From<Details> for Packed {
@@ -47,7 +49,7 @@ impl From<Details> for Packed {
         Self {
             times: [startup, queue, connect, handshake].map(Took::from),
             backend,
-            backend_local: backend_local.into(),
+            backend_local: backend_local.map(Address::from),
             texts: texts.join("\0").into(),
             knows,
             tls,
@@ -70,7 +72,7 @@ impl Packed {
             application_name,
             tls: *tls,
             backend: backend.clone(),
-            backend_local: backend_local.address(),
+            backend_local: backend_local.map(SocketAddr::from),
             road: road.map(Name::as_str),
             times: Times { startup, queue, connect, handshake },
         }
@@ -109,25 +111,20 @@ impl From<Option<Duration>> for Took {
     }
 }
 
-impl Local {
-    fn address(self) -> Option<SocketAddr> {
-        let ip = Ipv6Addr::from(self.ip);
-        let address = match ip.to_ipv4_mapped() {
-            Some(ip) => SocketAddr::from((ip, self.port)),
-            None => SocketAddrV6::new(ip, self.port, 0, self.scope).into(),
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        let (ip, scope) = match address {
+            SocketAddr::V4(address) => (address.ip().to_ipv6_compatible(), 0),
+            SocketAddr::V6(address) => (*address.ip(), address.scope_id()),
         };
-        (self.port != 0).then_some(address)
+        Self { ip: ip.octets(), scope, port: address.port(), is_v6: address.is_ipv6() }
     }
 }
 
-impl From<Option<SocketAddr>> for Local {
-    fn from(address: Option<SocketAddr>) -> Self {
-        let Some(address) = address else { return Self { ip: [0; 16], scope: 0, port: 0 } };
-        let (ip, scope) = match address {
-            SocketAddr::V4(address) => (address.ip().to_ipv6_mapped(), 0),
-            SocketAddr::V6(address) => (*address.ip(), address.scope_id()),
-        };
-        Self { ip: ip.octets(), scope, port: address.port() }
+impl From<Address> for SocketAddr {
+    fn from(Address { ip, scope, port, is_v6 }: Address) -> Self {
+        let [.., a, b, c, d] = ip;
+        if is_v6 { SocketAddrV6::new(ip.into(), port, 0, scope).into() } else { ([a, b, c, d], port).into() }
     }
 }
 
@@ -145,13 +142,9 @@ mod tests {
     }
 
     fn local() -> impl Strategy<Value = Option<SocketAddr>> {
-        let v4 = (any::<[u8; 4]>(), 1..u16::MAX).prop_map(SocketAddr::from);
-        // A socket of ours for IPv6 has no mapped address: it is bound to one of an interface's.
-        let v6 = (any::<[u8; 15]>(), 1..u16::MAX, any::<u32>()).prop_map(|(tail, port, scope)| {
-            let mut ip = [0xfe; 16];
-            ip[1..].copy_from_slice(&tail);
-            SocketAddrV6::new(ip.into(), port, 0, scope).into()
-        });
+        let v4 = (any::<[u8; 4]>(), any::<u16>()).prop_map(SocketAddr::from);
+        let v6 = (any::<[u8; 16]>(), any::<u16>(), any::<u32>())
+            .prop_map(|(ip, port, scope)| SocketAddrV6::new(ip.into(), port, 0, scope).into());
         prop::option::of(prop_oneof![v4, v6])
     }
 

@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
 use super::names::Name;
-use super::packed::Packed;
+use super::packed::{Address, Packed};
 use crate::pool::Backend;
 
 /// Unique within a process's life; the top two bytes are the data-plane thread.
@@ -30,21 +31,26 @@ impl std::str::FromStr for SessionId {
 }
 
 /// One session. The data-plane thread that owns it writes, everyone may read. While it is forwarded it takes less than
-/// 300 bytes, with all it points to and its place in the registry.
+/// 250 bytes, with all it points to and its place in the registry.
 #[derive(Debug)]
 pub struct SessionRecord {
     pub id: SessionId,
     pub listener: Name,
     pub pool: Name,
-    pub client: SocketAddr,
-    pub accepted: Instant,
-    pub accepted_at: SystemTime,
+    client: Address,
+    /// Microseconds since [`START`]; below zero for a session of a process before us.
+    accepted: i64,
+    /// Microseconds of Unix time.
+    accepted_at: u64,
     /// Client to backend.
     pub bytes_in: AtomicU64,
     /// Backend to client.
     pub bytes_out: AtomicU64,
     details: Mutex<Stage>,
 }
+
+/// What a record's times count from.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 #[derive(Debug)]
 enum Stage {
@@ -111,13 +117,39 @@ impl SessionRecord {
             id,
             listener: Name::of(listener),
             pool: Name::of(pool),
-            client,
-            accepted: Instant::now(),
-            accepted_at: SystemTime::now(),
+            client: client.into(),
+            accepted: START.elapsed().as_micros() as i64,
+            accepted_at: unix_micros(SystemTime::now()),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
             details: Mutex::new(Stage::Made(Box::default())),
         }
+    }
+
+    /// For a session of a process before us: it was accepted then, and not now.
+    pub fn set_accepted_at(&mut self, at: SystemTime) {
+        let age = at.elapsed().unwrap_or_default();
+        self.accepted = START.elapsed().as_micros() as i64 - i64::try_from(age.as_micros()).unwrap_or_default();
+        self.accepted_at = unix_micros(at);
+    }
+
+    pub fn client(&self) -> SocketAddr {
+        self.client.into()
+    }
+
+    /// Microseconds of a monotonic clock, below zero for a session of a process before us: for the order.
+    pub fn accepted(&self) -> i64 {
+        self.accepted
+    }
+
+    /// Since the accept.
+    pub fn age(&self) -> Duration {
+        let age = START.elapsed().as_micros() as i64 - self.accepted;
+        Duration::from_micros(u64::try_from(age).unwrap_or_default())
+    }
+
+    pub fn accepted_at(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_micros(self.accepted_at)
     }
 
     pub fn details(&self) -> Details {
@@ -172,6 +204,10 @@ impl SessionRecord {
     pub fn bytes(&self) -> (u64, u64) {
         (self.bytes_in.load(Relaxed), self.bytes_out.load(Relaxed))
     }
+}
+
+fn unix_micros(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// Why a session ended: one per access line, one label value of `pgsplice_sessions_ended_total`.

@@ -57,7 +57,7 @@ pub(crate) async fn read(session: &Session, client: &Leg, mut bytes: Vec<u8>) ->
             Err(_) => return Err(Termination::ClientReset),
         }
     };
-    let took = session.record.accepted.elapsed();
+    let took = session.record.age();
     if session.record.details().times.startup.is_none() {
         session.worker.proxy.metrics.observe_startup(&session.pool.name, took);
     }
