@@ -435,7 +435,7 @@ fn bytes_that_find_no_buffer_while_a_receive_is_cancelled_are_not_lost() {
 /// time the session is given back it is submitted again.
 #[test]
 fn a_session_that_is_given_back_at_every_turn_loses_and_reorders_nothing() {
-    const QUERIES: u32 = 5_000;
+    const QUERIES: u32 = 2_000;
     let ((near_client, client), (near_backend, backend)) = (pair(), pair());
     let ours = [near_client, near_backend];
     let query = |number: u32| [b"Q\0\0\0\x08", &number.to_be_bytes()[..]].concat();
@@ -511,5 +511,5 @@ fn a_session_that_is_given_back_at_every_turn_loses_and_reorders_nothing() {
         thread.join().unwrap();
     }
     assert_eq!(end, Termination::ClientClosed);
-    assert!(turns > 300, "{turns}");
+    assert!(turns > 100, "{turns}");
 }
