@@ -94,15 +94,17 @@ pub fn clippy() -> Result<()> {
     Ok(())
 }
 
+/// Words of a packet may stand anywhere; the verifier takes that where the processor does, as all of ours do.
+const FLAGS: &str =
+    "-Cdebuginfo=2 -Ctarget-cpu=v3 -Clink-arg=--btf -Clink-arg=--cpu-features=+allows-misaligned-mem-access";
+
 /// Cargo for the BPF target, free of what the outer cargo or the user set for the host.
 fn inner_cargo(root: &Path, toolchain: &Toolchain, library: &Library, linker: &Path, verb: &str) -> Command {
     let mut cargo = toolchain.cargo(root);
     cargo.arg(verb).args(["--locked", "--release", "--target", "bpfel-unknown-none", "-Zbuild-std=core"]);
     cargo.args(["-p", "pgsplice-ebpf", "--bin", "pgsplice-bpf", "--features", "program", "--target-dir"]);
     cargo.arg(target(root).join("ebpf-build"));
-    cargo
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("RUSTFLAGS", format!("-Cdebuginfo=2 -Ctarget-cpu=v3 -Clink-arg=--btf -Clink-arg=--cpu-features=+allows-misaligned-mem-access -Clinker={}", linker.display()));
+    cargo.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", format!("{FLAGS} -Clinker={}", linker.display()));
     library.apply(&mut cargo);
     if verb == "clippy" {
         cargo.args(["--", "-D", "warnings"]);
@@ -116,7 +118,8 @@ fn stamp(root: &Path, toolchain: &Toolchain) -> Result<String> {
     let lock = fs::read_to_string(root.join("Cargo.lock")).context("cannot read Cargo.lock")?;
     let aya: Vec<&str> =
         lock.split("[[package]]").filter(|p| p.trim_start().starts_with("name = \"aya-ebpf")).map(checksum).collect();
-    Ok(format!("{hash:016x}\nrustc {}\nlinker {}\naya {}\n", toolchain.id(), linker::VERSION, aya.join(" ")))
+    let (rustc, linker, aya) = (toolchain.id(), linker::VERSION, aya.join(" "));
+    Ok(format!("{hash:016x}\nrustc {rustc}\nlinker {linker}\naya {aya}\nflags {FLAGS}\n"))
 }
 
 fn checksum(package: &str) -> &str {

@@ -209,9 +209,7 @@ impl NetSpec {
                 let ethtool = net.host(&host.name).holder().to_string();
                 let switch = format!("--net=/run/netns/{}", self.netns("switch"));
                 let mut command = Command::new("nsenter");
-                // Without offloads it takes apart again what its GRO has put together.
-                command
-                    .args(["--target", &ethtool, "--mount", &switch, "ethtool", "-K", &port, "tx", "off", "gro", "on"]);
+                command.args(["--target", &ethtool, "--mount", &switch, "ethtool", "-K", &port, "gro", "on"]);
                 checked(&mut command)?;
             }
         }

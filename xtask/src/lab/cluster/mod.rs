@@ -115,8 +115,7 @@ impl LabSpec {
             agents: false,
             proxy: Proxy::Default,
             binaries: binaries(),
-            // XDP sees what a wire carries.
-            wire: std::env::var("PGSPLICE_TEST_ROAD").is_ok_and(|road| road == "xdp"),
+            wire: false,
         }
     }
 
