@@ -29,7 +29,9 @@ impl Maps {
     ];
 
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
-        use super::object::take as one;
+        fn one<T: TryFrom<aya::maps::Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError> {
+            ebpf.take_map(name).and_then(|map| T::try_from(map).ok()).ok_or(LoadError::Incomplete(name))
+        }
         Ok(Self {
             listeners: one(ebpf, guard::LISTENERS)?,
             names: one(ebpf, guard::NAMES)?,

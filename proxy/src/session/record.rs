@@ -11,7 +11,6 @@ use parking_lot::Mutex;
 use super::names::Name;
 use super::packed::{Address, Packed};
 use crate::pool::Backend;
-use crate::splice::Why;
 
 /// Unique within a process's life; the top two bytes are the data-plane thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -72,10 +71,8 @@ pub struct Details {
     pub backend: Option<Arc<Backend>>,
     /// Our own address on the backend leg.
     pub backend_local: Option<SocketAddr>,
-    /// Which road forwards it: `relay`, `xdp`, `tc`, `sockmap`.
+    /// Which road forwards it: `relay`, later `xdp`, `tc`, `sockmap`.
     pub road: Option<&'static str>,
-    /// Why the kernel does not.
-    pub why: Option<Why>,
     pub times: Times,
 }
 
@@ -254,8 +251,6 @@ pub enum Termination {
     DrainTimeout,
     /// Out of descriptors, memory or another resource of this host.
     Resource,
-    /// Bytes got past the hand-off to the kernel, and rather than go on with a gap the session was cut.
-    HandoffFailed,
 }
 
 impl Termination {
@@ -283,7 +278,6 @@ impl Termination {
         Self::Killed,
         Self::DrainTimeout,
         Self::Resource,
-        Self::HandoffFailed,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -311,7 +305,6 @@ impl Termination {
             Self::Killed => "killed",
             Self::DrainTimeout => "drain-timeout",
             Self::Resource => "resource",
-            Self::HandoffFailed => "handoff-failed",
         }
     }
 }

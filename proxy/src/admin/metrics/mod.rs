@@ -6,7 +6,6 @@
 mod collect;
 mod guard;
 mod process;
-mod splice;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
