@@ -161,7 +161,7 @@ pub struct SessionState {
 pub struct SideState {
     /// Forwarded; a super-packet (GRO) counts once. Added to atomically.
     pub packets: u64,
-    /// TCP payload of those, repeated bytes included.
+    /// TCP payload, each byte once: how far `seq_end` has moved by packets that fit, FIN left out.
     pub bytes: u64,
     /// CLOCK_MONOTONIC of the last packet, in nanoseconds, as exact as the kernel's tick; at the hand-off, user space's.
     pub last_ns: u64,

@@ -127,6 +127,7 @@ pub fn access(record: &SessionRecord, reason: Termination, total: Duration) {
         backend = backend.map(|backend| backend.name.as_str()),
         backend_address = backend.map(|backend| tracing::field::display(backend.address)),
         road = details.road,
+        road_why = details.why.map(|why| why.as_str()),
         bytes_in,
         bytes_out,
         startup_ms = details.times.startup.map(millis),

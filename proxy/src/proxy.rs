@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::admin::metrics::Metrics;
 use crate::cluster::{self, ClusterHandle, ClusterView};
-use crate::config::{self, BackendConfig, BackendSource, Config, Source};
+use crate::config::{self, BackendConfig, BackendSource, Config, Source, SpliceRoad};
 use crate::guard::{Guard, GuardError};
 use crate::pg::cancel::CancelKeys;
 use crate::pool::director::Director;
@@ -22,6 +22,7 @@ use crate::pool::{Backend, Pool};
 use crate::session::registry::Registry;
 use crate::session::worker::{self, Command};
 use crate::session::{SessionId, SessionRecord, Termination};
+use crate::splice::{Splice, adopt, sweep};
 
 /// Shared by the control plane, the data-plane threads and the admin interface.
 pub struct Proxy {
@@ -39,6 +40,8 @@ pub struct Proxy {
     pub cancel_keys: Arc<CancelKeys>,
     /// Admission in XDP; none unless `guard.interfaces` names any.
     guard: ArcSwapOption<Guard>,
+    /// The kernel's roads; none unless `splice.interfaces` names any.
+    splice: ArcSwapOption<Splice>,
     /// Held until the end of the process, for its writer flushes when it is dropped.
     log: Mutex<Option<crate::log::Log>>,
     workers: Vec<worker::Handle>,
@@ -125,6 +128,8 @@ pub enum ApplyError {
     SameAddress { place: String, names: [String; 2], address: SocketAddr },
     #[error(transparent)]
     Guard(#[from] GuardError),
+    #[error("the splice: {0}")]
+    Splice(io::Error),
     #[error("data-plane thread {thread} did not start: {error}")]
     Thread { thread: usize, error: io::Error },
 }
@@ -161,38 +166,88 @@ impl Proxy {
             registry: Registry::new(threads),
             cancel_keys: Arc::default(),
             guard: ArcSwapOption::empty(),
+            splice: ArcSwapOption::empty(),
             log: Mutex::new(log),
             workers,
             draining: AtomicBool::new(false),
             control: tokio::sync::Mutex::default(),
         });
         let prepared = proxy.prepare(&config).await?;
-        if !config.guard.interfaces.is_empty() {
-            proxy.guard.store(Some(Arc::new(Guard::start(&config.guard, &proxy.addresses(&config, &prepared))?)));
-        }
+        let found = proxy.start_kernel(&config, &prepared)?;
         for (thread, inbox) in inboxes.into_iter().enumerate() {
             worker::start(proxy.clone(), thread, inbox).map_err(|error| ApplyError::Thread { thread, error })?;
         }
         let mut control = proxy.control.lock().await;
         proxy.commit(&mut control, config, prepared).await;
         drop(control);
+        if let Some(splice) = proxy.splice() {
+            let removed = found.removed;
+            let adopted = splice.adopt(&proxy, found);
+            if adopted + removed > 0 {
+                tracing::info!(adopted, removed, "sessions of the process before this one");
+            }
+            sweep::start(&proxy, splice).map_err(ApplyError::Splice)?;
+        }
         Ok(proxy)
+    }
+
+    /// The programs in the kernel, if an interface wants any, and what a process before us left in their maps.
+    fn start_kernel(&self, config: &Config, prepared: &Prepared) -> Result<adopt::Found, ApplyError> {
+        let forwards = !config.splice.interfaces.is_empty();
+        if config.guard.interfaces.is_empty() && !forwards {
+            return Ok(adopt::Found::default());
+        }
+        // Without a splice its maps are there and next to empty.
+        let max_sessions = if forwards { config.splice.max_sessions } else { 1 };
+        let splice = config::Splice { max_sessions, ..config.splice.clone() };
+        let guard = Guard::start_with_splice(&config.guard, &splice, &self.addresses(config, prepared))?;
+        let mut found = adopt::Found::default();
+        if forwards {
+            let splice = Splice::new(guard.kernel().clone(), &config.splice);
+            found = splice.find().map_err(ApplyError::Splice)?;
+            self.splice.store(Some(splice));
+        }
+        self.guard.store(Some(Arc::new(guard)));
+        Ok(found)
     }
 
     pub fn lifecycle(&self) -> Lifecycle {
         if self.draining.load(Relaxed) { Lifecycle::Draining } else { Lifecycle::Running }
     }
 
+    /// Admission in XDP, where `guard.interfaces` wants it.
     pub fn guard(&self) -> Option<Arc<Guard>> {
-        self.guard.load_full()
+        self.guard.load_full().filter(|_| !self.config.load().guard.interfaces.is_empty())
     }
 
-    /// Takes the guard's program off the interfaces, at the end of the process.
-    pub fn stop_guard(&self) {
-        if let Some(guard) = self.guard.swap(None)
-            && let Err(error) = guard.stop()
-        {
-            tracing::warn!("the guard's program stays on its interfaces: {error}");
+    pub fn splice(&self) -> Option<Arc<Splice>> {
+        self.splice.load_full()
+    }
+
+    /// The kernel's roads, if the sessions of a listener may take one.
+    pub fn splice_for(&self, listener: &config::Listener) -> Option<Arc<Splice>> {
+        match listener.splice {
+            SpliceRoad::Auto | SpliceRoad::Xdp | SpliceRoad::Tc => self.splice(),
+            SpliceRoad::Sockmap | SpliceRoad::Relay => None,
+        }
+    }
+
+    /// What the guard's maps call a listener.
+    pub fn guard_id(&self, listener: &str) -> Option<u32> {
+        self.guard.load().as_ref()?.listener_id(listener)
+    }
+
+    /// Takes the programs off the interfaces, at the end of the process, unless sessions go on in the kernel: then the
+    /// next process finds everything as it is.
+    pub fn stop_kernel(&self) {
+        let Some(guard) = self.guard.swap(None) else { return };
+        let sessions = self.splice().map_or(0, |splice| splice.table.live());
+        if sessions > 0 {
+            let pins = guard.kernel().pins().path().display();
+            return tracing::info!(sessions, %pins, "sessions go on in the kernel, for the next start to adopt");
+        }
+        if let Err(error) = guard.stop() {
+            tracing::warn!("the programs stay on their interfaces: {error}");
         }
     }
 
@@ -214,12 +269,27 @@ impl Proxy {
     /// RST on both legs. Returns how many of them were alive.
     pub fn cut(&self, ids: &[SessionId], reason: Termination) -> usize {
         let mut by_thread = vec![Vec::new(); self.workers.len()];
-        ids.iter().filter(|id| self.registry.contains(**id)).for_each(|id| by_thread[id.thread()].push(*id));
-        let count = by_thread.iter().map(Vec::len).sum();
+        let mut count = 0;
+        for id in ids.iter().filter(|id| self.registry.contains(**id)) {
+            count += 1;
+            if !self.cut_in_kernel(*id, reason)
+                && let Some(thread) = by_thread.get_mut(id.thread())
+            {
+                thread.push(*id);
+            }
+        }
         for (worker, ids) in self.workers.iter().zip(by_thread).filter(|(_, ids)| !ids.is_empty()) {
             worker.send(Command::Cut(ids, reason));
         }
         count
+    }
+
+    /// Cuts a session that is in the kernel. False if it is not.
+    pub(crate) fn cut_in_kernel(&self, id: SessionId, reason: Termination) -> bool {
+        let Some(splice) = self.splice() else { return false };
+        let Some(index) = splice.table.find(id) else { return false };
+        self.cut_spliced(&splice, index, reason);
+        true
     }
 
     /// Cuts every session that is at this backend.
@@ -272,7 +342,7 @@ impl Proxy {
         if let (true, Some(log)) = (diff.log, &*self.log.lock()) {
             log.reconfigure(&new.log).map_err(|error| error.to_string())?;
         }
-        if let Some(guard) = self.guard() {
+        if let Some(guard) = self.guard.load_full() {
             guard.reload(&new.guard, &self.addresses(&new, &prepared)).map_err(|error| error.to_string())?;
         }
         self.commit(&mut control, new, prepared).await;
@@ -296,7 +366,13 @@ impl Proxy {
         found
     }
 
-    /// Admits nothing new, waits for the sessions to end, and cuts what is left after `limit`. Returns how many it cut.
+    /// Sessions that end with this process: those in the kernel go on.
+    fn in_user_space(&self) -> usize {
+        self.registry.len().saturating_sub(self.splice().map_or(0, |splice| splice.table.live()))
+    }
+
+    /// Admits nothing new, waits for the sessions in user space to end, and cuts what is left after `limit`. Returns how
+    /// many it cut. Sessions in the kernel are left alone: the next process adopts them.
     pub async fn drain(&self, limit: Duration) -> usize {
         self.draining.store(true, Relaxed);
         self.stop_listening(None).await;
@@ -307,23 +383,24 @@ impl Proxy {
         }
         let deadline = tokio::time::Instant::now() + limit;
         let over = async {
-            while !self.registry.is_empty() {
+            while self.in_user_space() > 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
         if tokio::time::timeout_at(deadline, over).await.is_ok() {
             return 0;
         }
-        let ids: Vec<_> = self.registry.all().iter().map(|record| record.id).collect();
+        let is_here = |id: SessionId| self.splice().is_none_or(|splice| splice.table.find(id).is_none());
+        let ids: Vec<_> = self.registry.all().iter().map(|record| record.id).filter(|id| is_here(*id)).collect();
         let cut = self.cut(&ids, Termination::DrainTimeout);
         // Their access lines and resets.
         let gone = async {
-            while !self.registry.is_empty() {
+            while self.in_user_space() > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         if tokio::time::timeout(Duration::from_secs(2), gone).await.is_err() {
-            tracing::warn!(sessions = self.registry.len(), "still there after they were cut");
+            tracing::warn!(sessions = self.in_user_space(), "still there after they were cut");
         }
         cut
     }
@@ -392,8 +469,9 @@ impl Proxy {
                 worker::probe_free(address).map_err(blame)?;
             }
             let mut address = address;
+            let max_segment = crate::splice::max_segment(&config.splice.interfaces, address.is_ipv4());
             for sockets in &mut by_thread {
-                let socket = worker::bind(address, listener.backlog, &listener.tcp).map_err(blame)?;
+                let socket = worker::bind(address, listener.backlog, &listener.tcp, max_segment).map_err(blame)?;
                 address = socket.local_addr().map_err(blame)?;
                 sockets.push(socket);
             }

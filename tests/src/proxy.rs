@@ -27,9 +27,30 @@ pub struct Backend {
     pub peer_id: Option<u16>,
 }
 
-/// `[listener.NAME]` on every address of the host.
+/// Which road the sessions of a run shall take: `$PGSPLICE_TEST_ROAD`, set by `cargo xtask test`, or the relay.
+pub fn road() -> String {
+    std::env::var("PGSPLICE_TEST_ROAD").unwrap_or_else(|_| "relay".into())
+}
+
+/// `[listener.NAME]` on every address of the host, by [`road`].
 pub fn listener(name: &str, port: u16, pool: &str) -> String {
-    format!("[listener.{name}]\nbind = [\"0.0.0.0:{port}\", \"[::]:{port}\"]\npool = \"{pool}\"\n\n")
+    let road = road();
+    format!(
+        "[listener.{name}]\nbind = [\"0.0.0.0:{port}\", \"[::]:{port}\"]\npool = \"{pool}\"\nsplice = \"{road}\"\n\n"
+    )
+}
+
+/// What the kernel's roads need of a host of the lab: the configuration's part, and forwarding for XDP. Several
+/// pgsplices on a host have their pins apart.
+fn splice(host: &Host, name: &str) -> Result<String> {
+    let road = road();
+    if !matches!(road.as_str(), "tc" | "xdp") {
+        return Ok(String::new());
+    }
+    let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding";
+    host.run(["sh", "-ec", forward])?;
+    let interfaces = "[splice]\ninterfaces = [\"eth0\"]";
+    Ok(format!("\n{interfaces}\nmode = \"{road}\"\n\n[guard]\npin_path = \"/sys/fs/bpf/{name}\"\n"))
 }
 
 /// `[[pool.NAME.backend]]` for each. Keys of the pool itself (`[pool.NAME]`) must come before it in the text.
@@ -80,7 +101,8 @@ impl Pgsplice {
             );
         }
         host.run(["install", "-d", "/run/pgsplice"])?;
-        host.write_private(&file, format!("{config}\n[admin]\nsocket = \"{socket}\"\n"), "root")?;
+        let splice = if config.contains("[splice]") { String::new() } else { splice(host, name)? };
+        host.write_private(&file, format!("{config}\n[admin]\nsocket = \"{socket}\"\n{splice}"), "root")?;
         let service = host.spawn(Program::new(name, [BINARY, "run", "--config", &file]))?;
         let started = Self { service, socket };
         let answers = || {

@@ -18,6 +18,11 @@ pub struct Args {
     no_setup: bool,
 }
 
+/// Roads by which [`PROOF`] is run besides the relay.
+const ROADS: [&str; 2] = ["tc", "xdp"];
+/// Tests of `tests/` that do not care which road a session takes.
+const PROOF: [&str; 4] = ["cancel", "copy", "drivers", "regress"];
+
 #[derive(Default)]
 struct Count {
     passed: u32,
@@ -41,7 +46,21 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(filter) = &args.filter {
         arguments.extend(["--", filter]);
     }
-    let (count, ended_well) = counted(&arguments)?;
+    let (mut count, mut ended_well) = counted(&arguments, None)?;
+    // The same proof by the kernel's roads: real PostgreSQL, real drivers.
+    for road in ROADS {
+        println!("\n== by {road} ==");
+        let mut arguments = vec!["test", "--package", "pgsplice-tests", "--no-fail-fast"];
+        arguments.extend(PROOF.iter().flat_map(|test| ["--test", test]));
+        if let Some(filter) = &args.filter {
+            arguments.extend(["--", filter]);
+        }
+        let (more, well) = counted(&arguments, Some(road))?;
+        count.passed += more.passed;
+        count.failed += more.failed;
+        count.ignored += more.ignored;
+        ended_well &= well;
+    }
     println!("\ntests: {:.0} s", begun.elapsed().as_secs_f64());
     match count.ignored {
         0 => println!("{} passed, {} failed", count.passed, count.failed),
@@ -57,10 +76,11 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// Runs cargo with its output shown, and adds up what each test program says at its end.
-fn counted(arguments: &[&str]) -> Result<(Count, bool)> {
+fn counted(arguments: &[&str], road: Option<&str>) -> Result<(Count, bool)> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut child = Command::new(cargo)
         .args(arguments)
+        .envs(road.map(|road| ("PGSPLICE_TEST_ROAD", road)))
         .current_dir(build::workspace())
         .stdout(Stdio::piped())
         .spawn()

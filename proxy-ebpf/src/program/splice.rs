@@ -78,7 +78,7 @@ fn live<P: Packet>(packet: P, parsed: &Parsed, flow: &Flow, header: &Header, sid
         return dropped(counter::NO_ROUTE);
     };
     count(P::FORWARDED);
-    sides.count(numbers.payload);
+    sides.count();
     let slot = flow.slot;
     match sides.track(&numbers) {
         Change::None => {}

@@ -84,12 +84,9 @@ impl Sides {
 
     /// A packet that was forwarded.
     #[inline(always)]
-    pub fn count(&self, payload: u32) {
-        // SAFETY: fields of a value of SESSIONS, at multiples of 8.
-        unsafe {
-            add(&raw mut (*self.x).packets, 1);
-            add(&raw mut (*self.x).bytes, u64::from(payload));
-        }
+    pub fn count(&self) {
+        // SAFETY: a field of a value of SESSIONS, at a multiple of 8.
+        unsafe { add(&raw mut (*self.x).packets, 1) };
     }
 
     /// Sets `SIDE_*` flags of X.
@@ -146,6 +143,11 @@ impl Sides {
         set!(x, last_ns, unsafe { bpf_ktime_get_coarse_ns() });
         if let Some(tsval) = n.tsval.get() {
             set!(x, tsval, tsval);
+        }
+        let last = end.wrapping_sub(u32::from(n.has(TCP_FIN)));
+        if before(seq_end, last) {
+            // SAFETY: a field of a value of SESSIONS, at a multiple of 8.
+            unsafe { add(&raw mut (*x).bytes, u64::from(last.wrapping_sub(seq_end))) };
         }
         set!(x, seq_end, later(seq_end, end));
         let mut change = Change::None;

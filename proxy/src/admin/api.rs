@@ -197,6 +197,8 @@ pub struct Session {
     /// `startup`, `queue`, `connect`, `handshake` or `forward`
     pub phase: String,
     pub road: Option<String>,
+    /// Why the kernel does not forward it.
+    pub road_why: Option<String>,
     pub accepted_at: u64,
     pub age_seconds: f64,
     pub bytes_in: u64,

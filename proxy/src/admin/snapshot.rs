@@ -241,6 +241,7 @@ pub fn session(session: &SessionRecord) -> api::Session {
         backend_local: details.backend_local.map(|address| address.to_string()),
         phase: details.phase.as_str().into(),
         road: details.road.map(str::to_owned),
+        road_why: details.why.map(|why| why.as_str().to_owned()),
         accepted_at: unix(session.accepted_at()),
         age_seconds: millis(session.age()) / 1e3,
         bytes_in,

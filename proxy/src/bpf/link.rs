@@ -1,5 +1,5 @@
-//! The program's place on an interface: taken over from the process before us where there is one, with no packet
-//! unguarded in between.
+//! The programs' places on an interface: taken over from the process before us where there are any, with no packet
+//! missed in between.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,34 +7,39 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, Xdp, XdpError, XdpMode as AyaMode};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType, XdpError, XdpMode as AyaMode};
 
 use super::netlink::{XdpState, xdp_state};
 use super::object::{LoadError, Object};
-use super::pins::{PinError, Pins};
+use super::pins::{Hook, PinError, Pins};
 use super::sys;
-use crate::config::XdpMode;
+use crate::config::{SpliceMode, XdpMode};
 
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    #[error("guard.interfaces: there is no interface {0}: `ip link` lists them")]
+    #[error("guard.interfaces, splice.interfaces: there is no interface {0}: `ip link` lists them")]
     NoInterface(String),
     #[error(
-        "guard.interfaces: {interface} (driver {driver}) takes no native XDP ({source}): \
+        "{interface} (driver {driver}) takes no native XDP ({source}): \
          set guard.mode to \"auto\" or \"generic\""
     )]
     NoNative { interface: String, driver: String, source: io::Error },
     #[error(
-        "guard.interfaces: {interface} has another XDP program (id {program}): \
+        "{interface} has another XDP program (id {program}): \
          detach it (`ip link set dev {interface} xdp off`) or leave the interface out"
     )]
     Occupied { interface: String, program: u32 },
-    #[error("guard.interfaces: cannot attach to {interface} in {mode} mode: {source}")]
+    #[error("cannot attach to {interface} in {mode} mode: {source}")]
     Refused { interface: String, mode: AttachMode, source: io::Error },
-    #[error("guard.interfaces: this kernel cannot keep XDP attached to {0} by a link: it needs Linux 5.9 or later")]
+    #[error("this kernel cannot keep XDP attached to {0} by a link: it needs Linux 5.9 or later")]
     NoLinks(String),
+    #[error(
+        "this kernel cannot keep TC programs attached to {interface} by links ({source}): it needs Linux 6.6 or later"
+    )]
+    NoTcx { interface: String, source: io::Error },
     #[error("cannot pin the link at {}: {source}", .path.display())]
     Pin { path: PathBuf, source: io::Error },
     #[error(transparent)]
@@ -43,14 +48,36 @@ pub enum AttachError {
     Object(#[from] LoadError),
 }
 
-/// How the program runs on an interface.
+/// An XDP program of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Xdp {
+    /// Admission only.
+    Guard,
+    /// Admission, and forwarding of flows.
+    Splice,
+}
+
+impl Xdp {
+    /// In the object: the one for frames in several buffers, and the one for kernels without those.
+    pub(super) fn names(self) -> [&'static str; 2] {
+        match self {
+            Self::Guard => ["guard_frags", "guard"],
+            Self::Splice => ["splice_frags", "splice"],
+        }
+    }
+}
+
+/// How a program runs on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AttachMode {
-    /// In the driver, before the kernel makes anything of the frame.
+    /// XDP in the driver, before the kernel makes anything of the frame.
     Native,
-    /// In the kernel's stack, on any interface, at a higher cost a packet.
+    /// XDP in the kernel's stack, on any interface, at a higher cost a packet.
     Generic,
+    /// At TC ingress and egress.
+    Tc,
 }
 
 impl fmt::Display for AttachMode {
@@ -58,59 +85,148 @@ impl fmt::Display for AttachMode {
         f.write_str(match self {
             Self::Native => "native",
             Self::Generic => "generic",
+            Self::Tc => "tc",
         })
     }
+}
+
+/// What shall be on an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub interface: String,
+    /// Of XDP.
+    pub mode: XdpMode,
+    /// Admission in XDP.
+    pub guard: bool,
+    /// Forwarding of flows, by which program.
+    pub splice: Option<SpliceMode>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Attachment {
     pub interface: String,
     pub mode: AttachMode,
+    /// What it does there.
+    pub program: Xdp,
 }
 
-/// The interfaces that have the program. Dropping it leaves them so: only the pins hold the links.
+/// The interfaces that have programs of ours. Dropping it leaves them so: only the pins hold the links.
 #[derive(Debug, Default)]
 pub struct Interfaces {
-    attached: BTreeMap<String, AttachMode>,
+    attached: BTreeMap<String, Vec<(AttachMode, Xdp)>>,
 }
 
 impl Interfaces {
     pub fn attachments(&self) -> Vec<Attachment> {
-        self.attached.iter().map(|(interface, mode)| Attachment { interface: interface.clone(), mode: *mode }).collect()
+        let one = |(interface, all): (&String, &Vec<(AttachMode, Xdp)>)| {
+            let interface = interface.clone();
+            all.iter()
+                .map(move |&(mode, program)| Attachment { interface: interface.clone(), mode, program })
+                .collect::<Vec<_>>()
+        };
+        self.attached.iter().flat_map(one).collect()
     }
 
-    /// Puts the program on exactly these interfaces. Those that have it, from us or from a process before us, get
-    /// this program in place of theirs at once. An error leaves those done so far.
-    pub fn set(
-        &mut self,
-        object: &mut Object,
-        pins: &Pins,
-        interfaces: &[String],
-        mode: XdpMode,
-    ) -> Result<(), AttachError> {
-        for interface in interfaces {
-            let attached = attach(object.guard()?, pins, interface, mode)?;
-            self.attached.insert(interface.clone(), attached);
+    /// Puts programs on exactly these interfaces. Those that have them, from us or from a process before us, get these
+    /// in place of theirs at once. An error leaves those done so far.
+    pub fn set(&mut self, object: &mut Object, pins: &Pins, wanted: &[Wanted]) -> Result<(), AttachError> {
+        let mut kept: Vec<(Hook, &str)> = Vec::new();
+        for one in wanted {
+            let attached = attach(object, pins, one)?;
+            for (mode, _) in &attached {
+                let hooks: &[Hook] =
+                    if *mode == AttachMode::Tc { &[Hook::Ingress, Hook::Egress] } else { &[Hook::Xdp] };
+                kept.extend(hooks.iter().map(|hook| (*hook, one.interface.as_str())));
+            }
+            // Own packets of a flow's must not go out by any attached interface, whatever forwards there.
+            if one.splice.is_some() && !kept.contains(&(Hook::Egress, one.interface.as_str())) {
+                match attach_tc(object.tc(Hook::Egress)?, pins, &one.interface, Hook::Egress) {
+                    Ok(()) => kept.push((Hook::Egress, &one.interface)),
+                    Err(error) => {
+                        tracing::warn!(
+                            interface = one.interface,
+                            "resets of this kernel's own are not kept back: {error}"
+                        );
+                    }
+                }
+            }
+            self.attached.insert(one.interface.clone(), attached);
         }
-        for old in pins.linked()?.into_iter().filter(|old| !interfaces.contains(old)) {
-            detach(pins, &old)?;
-            self.attached.remove(&old);
-            tracing::info!(interface = old, "XDP program detached");
+        for hook in Hook::ALL {
+            for old in pins.linked(hook)? {
+                if !kept.contains(&(hook, old.as_str())) {
+                    detach(pins, hook, &old)?;
+                    tracing::info!(interface = old, ?hook, "program detached");
+                }
+            }
         }
+        self.attached.retain(|interface, _| wanted.iter().any(|one| one.interface == *interface));
         Ok(())
     }
 
-    /// Takes the program off every interface.
+    /// Takes the programs off every interface.
     pub fn clear(&mut self, pins: &Pins) -> Result<(), AttachError> {
-        for interface in pins.linked()? {
-            detach(pins, &interface)?;
+        for hook in Hook::ALL {
+            for interface in pins.linked(hook)? {
+                detach(pins, hook, &interface)?;
+            }
         }
         self.attached.clear();
         Ok(())
     }
 }
 
-fn attach(program: &mut Xdp, pins: &Pins, interface: &str, mode: XdpMode) -> Result<AttachMode, AttachError> {
+fn attach(object: &mut Object, pins: &Pins, wanted: &Wanted) -> Result<Vec<(AttachMode, Xdp)>, AttachError> {
+    let interface = wanted.interface.as_str();
+    if ifindex(interface).is_none() {
+        return Err(AttachError::NoInterface(interface.into()));
+    }
+    let mut attached = Vec::new();
+    let by_tc = match wanted.splice {
+        None => false,
+        Some(SpliceMode::Tc) => true,
+        Some(SpliceMode::Xdp) => false,
+        // A veth hands over packets without checksums and in bunches, which only TC can deal with.
+        Some(SpliceMode::Auto) if driver(interface) == "none" => true,
+        Some(SpliceMode::Auto) => {
+            let native = if wanted.mode == XdpMode::Generic { XdpMode::Generic } else { XdpMode::Native };
+            match attach_xdp(object.xdp(Xdp::Splice)?, pins, interface, native) {
+                Ok(mode) => {
+                    attached.push((mode, Xdp::Splice));
+                    false
+                }
+                Err(AttachError::NoNative { driver, source, .. }) => {
+                    tracing::info!(interface, driver, "no native XDP ({source}): the splice runs at TC");
+                    true
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    if by_tc {
+        attach_tc(object.tc(Hook::Ingress)?, pins, interface, Hook::Ingress)?;
+        attach_tc(object.tc(Hook::Egress)?, pins, interface, Hook::Egress)?;
+        attached.push((AttachMode::Tc, Xdp::Splice));
+    }
+    let xdp = match (wanted.guard, wanted.splice) {
+        (_, Some(_)) if !by_tc => Some(Xdp::Splice),
+        (true, _) => Some(Xdp::Guard),
+        _ => None,
+    };
+    if let Some(which) = xdp
+        && !attached.iter().any(|(_, program)| *program == which && !by_tc)
+    {
+        attached.push((attach_xdp(object.xdp(which)?, pins, interface, wanted.mode)?, which));
+    }
+    Ok(attached)
+}
+
+fn attach_xdp(
+    program: &mut aya::programs::Xdp,
+    pins: &Pins,
+    interface: &str,
+    mode: XdpMode,
+) -> Result<AttachMode, AttachError> {
     let ifindex = ifindex(interface).ok_or_else(|| AttachError::NoInterface(interface.into()))?;
     if let Some(adopted) = adopt(program, pins, interface, ifindex, mode)? {
         return Ok(adopted);
@@ -120,13 +236,10 @@ fn attach(program: &mut Xdp, pins: &Pins, interface: &str, mode: XdpMode) -> Res
         (AttachMode::Native, None) => {
             AttachError::NoNative { interface: interface.into(), driver: driver(interface), source }
         }
-        (AttachMode::Generic, None) => AttachError::Refused { interface: interface.into(), mode, source },
+        (_, None) => AttachError::Refused { interface: interface.into(), mode, source },
     };
-    let attempt = |program: &mut Xdp, mode: AttachMode| {
-        let aya_mode = match mode {
-            AttachMode::Native => AyaMode::Driver,
-            AttachMode::Generic => AyaMode::Skb,
-        };
+    let attempt = |program: &mut aya::programs::Xdp, mode: AttachMode| {
+        let aya_mode = if mode == AttachMode::Native { AyaMode::Driver } else { AyaMode::Skb };
         match program.attach_to_if_index(ifindex, aya_mode) {
             Ok(id) => {
                 let link = program.take_link(id).map_err(|e| refused(mode, os_error(e)))?;
@@ -142,13 +255,13 @@ fn attach(program: &mut Xdp, pins: &Pins, interface: &str, mode: XdpMode) -> Res
             Ok(link) => (link, AttachMode::Native),
             Err(AttachError::NoNative { driver, source, .. }) => {
                 let link = attempt(program, AttachMode::Generic)?;
-                tracing::warn!(interface, driver, "no native XDP ({source}): the guard runs in generic mode");
+                tracing::warn!(interface, driver, "no native XDP ({source}): it runs in generic mode");
                 (link, AttachMode::Generic)
             }
             Err(e) => return Err(e),
         },
     };
-    let path = pins.link(interface);
+    let path = pins.link(Hook::Xdp, interface);
     link.pin(&path).map_err(|e| AttachError::Pin { path, source: io::Error::other(e) })?;
     tracing::info!(interface, mode = %attached, "XDP program attached");
     Ok(attached)
@@ -157,13 +270,13 @@ fn attach(program: &mut Xdp, pins: &Pins, interface: &str, mode: XdpMode) -> Res
 /// Takes over the link that is pinned for the interface: the kernel swaps the programs in one step. `None` if there
 /// is none or it is of no use (its interface is gone, its mode is not the one asked for): then it is removed.
 fn adopt(
-    program: &mut Xdp,
+    program: &mut aya::programs::Xdp,
     pins: &Pins,
     interface: &str,
     ifindex: u32,
     mode: XdpMode,
 ) -> Result<Option<AttachMode>, AttachError> {
-    let path = pins.link(interface);
+    let path = pins.link(Hook::Xdp, interface);
     if !path.exists() {
         return Ok(None);
     }
@@ -191,14 +304,48 @@ fn adopt(
             Ok(Some(mode))
         }
         _ => {
-            detach(pins, interface)?;
+            detach(pins, Hook::Xdp, interface)?;
             Ok(None)
         }
     }
 }
 
-fn detach(pins: &Pins, interface: &str) -> Result<(), AttachError> {
-    let path = pins.link(interface);
+/// The same at a TC hook, before the programs of others.
+fn attach_tc(program: &mut SchedClassifier, pins: &Pins, interface: &str, hook: Hook) -> Result<(), AttachError> {
+    let path = pins.link(hook, interface);
+    if path.exists() {
+        let replaced = PinnedLink::from_pin(&path)
+            .ok()
+            // A link whose interface is gone has index 0.
+            .filter(|_| is_attached(&path))
+            .and_then(|pinned| SchedClassifierLink::try_from(FdLink::from(pinned)).ok())
+            .and_then(|link| program.attach_to_link(link).ok())
+            .and_then(|id| program.take_link(id).ok())
+            .is_some();
+        if replaced {
+            tracing::info!(interface, ?hook, "TC program replaced in the pinned link");
+            return Ok(());
+        }
+        detach(pins, hook, interface)?;
+    }
+    let at = if hook == Hook::Egress { TcAttachType::Egress } else { TcAttachType::Ingress };
+    let failed = |error| AttachError::NoTcx { interface: interface.into(), source: os_error(error) };
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program.attach_with_options(interface, at, options).map_err(failed)?;
+    let link = program.take_link(id).map_err(failed)?;
+    let link = FdLink::try_from(link)
+        .map_err(|_| AttachError::NoTcx { interface: interface.into(), source: io::Error::other("no link") })?;
+    link.pin(&path).map_err(|e| AttachError::Pin { path, source: io::Error::other(e) })?;
+    tracing::info!(interface, ?hook, "TC program attached");
+    Ok(())
+}
+
+fn is_attached(path: &std::path::Path) -> bool {
+    sys::link_ifindex(path).is_ok_and(|index| index != 0)
+}
+
+fn detach(pins: &Pins, hook: Hook, interface: &str) -> Result<(), AttachError> {
+    let path = pins.link(hook, interface);
     if let Err(error) = sys::detach_pinned_link(&path) {
         // Its interface is gone already, or the pin is no link.
         tracing::debug!(interface, "nothing to detach: {error}");

@@ -29,9 +29,7 @@ impl Maps {
     ];
 
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
-        fn one<T: TryFrom<aya::maps::Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError> {
-            ebpf.take_map(name).and_then(|map| T::try_from(map).ok()).ok_or(LoadError::Incomplete(name))
-        }
+        use super::object::take as one;
         Ok(Self {
             listeners: one(ebpf, guard::LISTENERS)?,
             names: one(ebpf, guard::NAMES)?,

@@ -8,15 +8,19 @@
 //! links/INTERFACE  the attachment; no version, so that a new program takes it over without a gap
 //! ```
 
+mod kernel;
 mod link;
 mod maps;
 mod netlink;
 mod object;
 mod pins;
+mod splice;
 mod sys;
 
-pub use link::{AttachError, AttachMode, Attachment, Interfaces, driver, ifindex};
+pub use kernel::{Kernel, KernelError};
+pub use link::{AttachError, AttachMode, Attachment, Interfaces, Wanted, Xdp, driver, ifindex};
 pub use maps::{Maps, listener_key};
 pub use netlink::{XdpState, xdp_state};
 pub use object::{LoadError, OBJECT, Object};
-pub use pins::{PinError, Pins, is_bpffs, link_name};
+pub use pins::{Hook, PinError, Pins, is_bpffs, link_name};
+pub use splice::{Events, SpliceMaps};

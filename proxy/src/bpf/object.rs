@@ -1,15 +1,21 @@
 //! The object that `cargo xtask build-ebpf` made, loaded into the kernel.
 
-use std::io;
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::{fs, io};
 
 use aya::EbpfLoader;
 use aya::maps::MapError;
-use aya::programs::{ProgramError, Xdp};
+use aya::maps::{Array, PerCpuArray, RingBuf};
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError};
-use pgsplice_ebpf::guard;
+use pgsplice_ebpf::flow::{self, Flow, FlowKey, SessionMeta, SessionState, Watch};
 
+use super::link::Xdp;
 use super::maps::Maps;
-use super::pins::Pins;
+use super::pins::{Hook, Pins};
+use super::splice::{Parts, SpliceMaps};
+use super::sys;
 
 /// The programs and maps, as an ELF file.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pgsplice-bpf.o"));
@@ -23,65 +29,181 @@ pub enum LoadError {
     NotPermitted(io::Error),
     #[error("the kernel has no BPF ({0}): it needs CONFIG_BPF_SYSCALL")]
     NoBpf(io::Error),
-    #[error("cannot make the guard's maps: {0}")]
+    #[error("cannot make the maps: {0}")]
     Maps(#[source] EbpfError),
-    #[error("the kernel's verifier refuses the guard's program; please report this with your kernel's version: {0}")]
-    Refused(#[source] ProgramError),
+    #[error("cannot open the maps of the splice: {0}")]
+    Splice(#[source] io::Error),
+    #[error(
+        "the kernel's verifier refuses the program {name}; please report this with your kernel's version: {source}"
+    )]
+    Refused { name: &'static str, source: ProgramError },
     #[error("pinned map {name} is not of this layout: remove it (`rm -r {pins}`) while no pgsplice runs")]
     Foreign { name: &'static str, pins: String },
     #[error("the embedded object lacks {0}: it was not built from this source")]
     Incomplete(&'static str),
 }
 
-/// A loaded guard, attached to nothing yet.
+/// The maps, and the programs: each is loaded when it is first asked for.
 pub struct Object {
-    /// Keeps the program's descriptor.
+    /// Keeps the programs' descriptors.
     ebpf: Ebpf,
-    program: &'static str,
+    loaded: BTreeMap<Xdp, &'static str>,
 }
 
+/// Name, key size, value size and capacity of a map, as the kernel reports them.
+type Shape = (&'static str, u32, u32, u32);
+
+/// Those that are made for as many sessions as the configuration says, and are made anew for another number as long as
+/// they hold nothing.
+fn sized(sessions: u32) -> [Shape; 4] {
+    [
+        (flow::FLOWS, size_of::<FlowKey>() as u32, size_of::<Flow>() as u32, sessions.saturating_mul(2)),
+        (flow::SESSIONS, 4, size_of::<SessionState>() as u32, sessions),
+        (flow::CONTROL, 4, 4, sessions),
+        (flow::META, 4, size_of::<SessionMeta>() as u32, sessions),
+    ]
+}
+
+const FIXED: [Shape; 4] = [
+    (flow::WATCHES, size_of::<FlowKey>() as u32, size_of::<Watch>() as u32, flow::MAX_WATCHES),
+    (flow::EVENTS, 0, 0, flow::EVENTS_BYTES),
+    (flow::SPLICE_COUNTERS, 4, 8, flow::counter::COUNT),
+    (flow::LABELS, 4, 64, flow::MAX_LABELS),
+];
+
 impl Object {
-    /// Loads the program onto the maps pinned under `pins`; makes and pins those that are missing.
-    pub fn load(pins: &Pins) -> Result<(Self, Maps), LoadError> {
+    /// Opens the maps pinned under `pins`; makes and pins those that are missing. `sessions`: see [`Kernel::load`].
+    ///
+    /// [`Kernel::load`]: super::Kernel::load
+    pub fn load(pins: &Pins, sessions: u32) -> Result<(Self, Maps), LoadError> {
         lift_memlock();
         let folder = pins.maps();
-        for (name, key, value, entries) in Maps::SHAPES {
+        let sessions = capacity(pins, sessions)?;
+        for (name, key, value, entries) in Maps::SHAPES.into_iter().chain(sized(sessions)).chain(FIXED) {
             let Ok(info) = aya::maps::MapInfo::from_pin(folder.join(name)) else { continue };
             if (info.key_size(), info.value_size(), info.max_entries()) != (key, value, entries) {
                 return Err(LoadError::Foreign { name, pins: folder.display().to_string() });
             }
         }
-        let mut ebpf = EbpfLoader::new().default_map_pin_directory(&folder).load(OBJECT).map_err(from_loader)?;
+        let mut loader = EbpfLoader::new();
+        for (name, _, _, entries) in sized(sessions) {
+            loader.map_max_entries(name, entries);
+        }
+        let mut ebpf = loader.default_map_pin_directory(&folder).load(OBJECT).map_err(from_loader)?;
         let maps = Maps::take(&mut ebpf)?;
-        // Without multi-buffer frames a driver refuses the program above about 3.5 kB MTU; before 5.18 there are none.
-        let program = match load(&mut ebpf, guard::PROGRAM_FRAGS) {
-            Ok(()) => guard::PROGRAM_FRAGS,
-            Err(with_frags) => match load(&mut ebpf, guard::PROGRAM) {
-                Ok(()) => {
-                    tracing::debug!("no multi-buffer XDP on this kernel: {with_frags}");
-                    guard::PROGRAM
-                }
-                Err(error) => return Err(error),
-            },
+        Ok((Self { ebpf, loaded: BTreeMap::new() }, maps))
+    }
+
+    /// The maps of the splice, once.
+    pub(super) fn splice_maps(&mut self, pins: &Pins) -> Result<SpliceMaps, LoadError> {
+        let open = |name| sys::obj_get(&pins.maps().join(name)).map_err(LoadError::Splice);
+        let sized = |name| -> Result<_, LoadError> {
+            let info = aya::maps::MapInfo::from_pin(pins.maps().join(name));
+            let info = info.map_err(|error| LoadError::Splice(io::Error::other(error)))?;
+            Ok((open(name)?, info.max_entries()))
         };
-        Ok((Self { ebpf, program }, maps))
+        let mut bytes = 0;
+        for name in [
+            flow::FLOWS,
+            flow::SESSIONS,
+            flow::CONTROL,
+            flow::META,
+            flow::WATCHES,
+            flow::EVENTS,
+            flow::SPLICE_COUNTERS,
+            flow::LABELS,
+        ] {
+            bytes += sys::memlock(&open(name)?);
+        }
+        let parts = Parts {
+            flows: open(flow::FLOWS)?,
+            watches: open(flow::WATCHES)?,
+            sessions: sized(flow::SESSIONS)?,
+            control: sized(flow::CONTROL)?,
+            meta: sized(flow::META)?,
+            labels: take::<Array<_, _>>(&mut self.ebpf, flow::LABELS)?,
+            counters: take::<PerCpuArray<_, _>>(&mut self.ebpf, flow::SPLICE_COUNTERS)?,
+            events: take::<RingBuf<_>>(&mut self.ebpf, flow::EVENTS)?,
+            bytes,
+        };
+        SpliceMaps::new(parts).map_err(LoadError::Splice)
     }
 
-    /// The program that was loaded.
-    pub fn guard(&mut self) -> Result<&mut Xdp, LoadError> {
-        xdp(&mut self.ebpf, self.program)
+    /// Without multi-buffer frames a driver refuses a program above about 3.5 kB MTU; before 5.18 there are none.
+    pub fn xdp(&mut self, which: Xdp) -> Result<&mut aya::programs::Xdp, LoadError> {
+        let name = match self.loaded.get(&which) {
+            Some(name) => *name,
+            None => {
+                let [with_frags, without] = which.names();
+                let name = match load_xdp(&mut self.ebpf, with_frags) {
+                    Ok(()) => with_frags,
+                    Err(refused) => {
+                        load_xdp(&mut self.ebpf, without)?;
+                        tracing::debug!("no multi-buffer XDP on this kernel: {refused}");
+                        without
+                    }
+                };
+                *self.loaded.entry(which).or_insert(name)
+            }
+        };
+        program(&mut self.ebpf, name)
+    }
+
+    /// The program of a TC hook.
+    pub fn tc(&mut self, hook: Hook) -> Result<&mut SchedClassifier, LoadError> {
+        let name = if hook == Hook::Egress { "tc_keep_quiet" } else { "tc_splice" };
+        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        if program.fd().is_err() {
+            program.load().map_err(|error| refused(name, error))?;
+        }
+        Ok(program)
     }
 }
 
-fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), LoadError> {
-    xdp(ebpf, name)?.load().map_err(|error| match os_error(&error) {
+/// As many sessions as wanted, unless the maps that are there were made for another number and hold flows. Removes those
+/// that do not fit and hold none.
+fn capacity(pins: &Pins, wanted: u32) -> Result<u32, LoadError> {
+    let folder = pins.maps();
+    let Ok(info) = aya::maps::MapInfo::from_pin(folder.join(flow::FLOWS)) else { return Ok(wanted) };
+    let there = info.max_entries() / 2;
+    if there == wanted {
+        return Ok(wanted);
+    }
+    let map = sys::obj_get(&folder.join(flow::FLOWS)).map_err(LoadError::Splice)?;
+    let flows: Vec<(FlowKey, Flow)> = sys::lookup_all(map.as_fd()).map_err(LoadError::Splice)?;
+    if !flows.is_empty() {
+        tracing::warn!(there, wanted, "splice.max_sessions: the sessions in the kernel keep the maps as they are");
+        return Ok(there);
+    }
+    for (name, ..) in sized(0) {
+        match fs::remove_file(folder.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(LoadError::Splice(error)),
+            _ => {}
+        }
+    }
+    Ok(wanted)
+}
+
+pub(super) fn take<T: TryFrom<aya::maps::Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError> {
+    ebpf.take_map(name).and_then(|map| T::try_from(map).ok()).ok_or(LoadError::Incomplete(name))
+}
+
+fn load_xdp(ebpf: &mut Ebpf, name: &'static str) -> Result<(), LoadError> {
+    program::<aya::programs::Xdp>(ebpf, name)?.load().map_err(|error| refused(name, error))
+}
+
+fn refused(name: &'static str, source: ProgramError) -> LoadError {
+    match os_error(&source) {
         Some(error) if error.raw_os_error() == Some(libc::EPERM) => LoadError::NotPermitted(copy(error)),
-        _ => LoadError::Refused(error),
-    })
+        _ => LoadError::Refused { name, source },
+    }
 }
 
-fn xdp<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, LoadError> {
-    ebpf.program_mut(name).and_then(|p| p.try_into().ok()).ok_or(LoadError::Incomplete(name))
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program>,
+{
+    ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(LoadError::Incomplete(name))
 }
 
 fn from_loader(error: EbpfError) -> LoadError {

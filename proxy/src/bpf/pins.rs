@@ -36,6 +36,28 @@ fn owner(pid: &Option<u32>) -> String {
     }
 }
 
+/// Where on an interface a program sits; each has a folder of links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    Xdp,
+    /// tcx, packets that come in.
+    Ingress,
+    /// tcx, packets that go out.
+    Egress,
+}
+
+impl Hook {
+    pub const ALL: [Self; 3] = [Self::Xdp, Self::Ingress, Self::Egress];
+
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Xdp => "links",
+            Self::Ingress => "tc-in",
+            Self::Egress => "tc-out",
+        }
+    }
+}
+
 /// Ours alone until dropped. Dropping leaves everything pinned, as a crash does; [`Pins::remove`] does not.
 #[derive(Debug)]
 pub struct Pins {
@@ -68,8 +90,8 @@ impl Pins {
             let ours = lock.metadata().map_err(fail("look at"))?.ino();
             if fs::metadata(path).is_ok_and(|m| m.ino() == ours) {
                 let pins = Self { path: path.to_owned(), _lock: lock };
-                for folder in [pins.maps(), pins.links()] {
-                    folders.create(&folder).map_err(fail("create a folder in"))?;
+                for folder in Hook::ALL.map(|hook| pins.links(hook)).iter().chain([&pins.maps()]) {
+                    folders.create(folder).map_err(fail("create a folder in"))?;
                 }
                 return Ok(pins);
             }
@@ -86,18 +108,28 @@ impl Pins {
         self.path.join(format!("v{LAYOUT_VERSION}")).join("maps")
     }
 
-    pub fn links(&self) -> PathBuf {
-        self.path.join("links")
+    pub fn links(&self, hook: Hook) -> PathBuf {
+        self.path.join(hook.folder())
     }
 
     /// Where the link of this interface is pinned.
-    pub fn link(&self, interface: &str) -> PathBuf {
-        self.links().join(link_name(interface))
+    pub fn link(&self, hook: Hook, interface: &str) -> PathBuf {
+        self.links(hook).join(link_name(interface))
+    }
+
+    /// Whether no interface has a link of ours.
+    pub fn is_unlinked(&self) -> Result<bool, PinError> {
+        for hook in Hook::ALL {
+            if !self.linked(hook)?.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Names of the interfaces that have a link.
-    pub fn linked(&self) -> Result<Vec<String>, PinError> {
-        let names = list(&self.links())?;
+    pub fn linked(&self, hook: Hook) -> Result<Vec<String>, PinError> {
+        let names = list(&self.links(hook))?;
         Ok(names.into_iter().map(|n| n.replace("%2e", ".").replace("%25", "%")).collect())
     }
 
@@ -118,7 +150,7 @@ impl Pins {
     /// Is nothing pinned for this layout?
     pub fn is_empty(&self) -> bool {
         let empty = |folder: &Path| list(folder).is_ok_and(|names| names.is_empty());
-        empty(&self.maps()) && empty(&self.links())
+        empty(&self.maps()) && Hook::ALL.into_iter().all(|hook| empty(&self.links(hook)))
     }
 
     /// Removes every pin and the folder. The lock stays ours until this is dropped, on a folder that has no name.

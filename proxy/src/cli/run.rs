@@ -112,7 +112,7 @@ async fn control(source: Option<Source>, config: Config, log: crate::log::Log) -
         _ = terminate.recv() => tracing::warn!(sessions = proxy.session_count(), "stopped at once"),
         _ = interrupt.recv() => tracing::warn!(sessions = proxy.session_count(), "stopped at once"),
     }
-    proxy.stop_guard();
+    proxy.stop_kernel();
     proxy.close_log();
     Ok(ExitCode::SUCCESS)
 }

@@ -124,7 +124,7 @@ fn cluster(one: &api::Cluster) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bpf::{AttachMode, Attachment};
+    use crate::bpf::{AttachMode, Attachment, Xdp};
     use crate::guard::api::ListenerStatus;
 
     #[test]
@@ -170,7 +170,11 @@ mod tests {
                 bouncers: Vec::new(),
             }],
             guard: Some(api::GuardStatus {
-                attachments: vec![Attachment { interface: "eth0".into(), mode: AttachMode::Native }],
+                attachments: vec![Attachment {
+                    interface: "eth0".into(),
+                    mode: AttachMode::Native,
+                    program: Xdp::Guard,
+                }],
                 listeners: vec![ListenerStatus { listener: "rw".into(), packets: 12, bytes: 3400, syns: 2, denied: 1 }],
             }),
         };

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::{Check, sysctl_number};
-use crate::bpf::{Object, PinError, Pins, XdpState, driver, ifindex, is_bpffs, link_name, xdp_state};
+use crate::bpf::{Object, PinError, Pins, Xdp, XdpState, driver, ifindex, is_bpffs, link_name, xdp_state};
 use crate::config::{Config, XdpMode};
 
 pub fn examine(config: &Config) -> Vec<Check> {
@@ -48,7 +48,7 @@ fn program(pin_path: &Path) -> Check {
         Err(error @ PinError::Busy { .. }) => return Check::warn(NAME, error.to_string(), "try again"),
         Err(error) => return Check::fail(NAME, error.to_string(), "run doctor as the user pgsplice runs as"),
     };
-    let loaded = Object::load(&pins);
+    let loaded = Object::load(&pins, 1).and_then(|(mut object, _)| object.xdp(Xdp::Guard).map(drop));
     let check = match &loaded {
         Ok(_) => Check::ok(NAME, "the kernel takes it"),
         Err(error) => Check::fail(NAME, error.to_string(), "leave guard.interfaces empty to run without it"),

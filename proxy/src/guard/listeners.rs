@@ -55,6 +55,10 @@ impl Listeners {
         Ok(())
     }
 
+    pub fn id_of(&self, name: &str) -> Option<u32> {
+        self.names.iter().position(|known| known.as_deref() == Some(name)).map(|id| id as u32)
+    }
+
     pub fn counters(&self, maps: &Maps) -> Result<Vec<(String, GuardCounters)>, GuardError> {
         let mut all = Vec::new();
         for (id, name) in self.names.iter().enumerate() {

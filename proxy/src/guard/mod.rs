@@ -8,6 +8,7 @@ mod deny;
 mod listeners;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use aya::maps::MapError;
 use parking_lot::Mutex;
@@ -16,7 +17,7 @@ use pgsplice_ebpf::guard::{MAX_DENY, MAX_LISTENER_ADDRESSES, MAX_LISTENERS};
 pub use deny::{Denied, Origin};
 pub use pgsplice_ebpf::guard::GuardCounters;
 
-use crate::bpf::{AttachError, Attachment, Interfaces, LoadError, Maps, Object, PinError, Pins};
+use crate::bpf::{AttachError, Attachment, Kernel, KernelError, LoadError, Maps, PinError, Wanted};
 use crate::config::{self, IpNet};
 use deny::DenyList;
 use listeners::Listeners;
@@ -24,14 +25,13 @@ use listeners::Listeners;
 /// The guard of this process. Dropping it leaves program and maps where they are, as `kill -9` does, for the next
 /// process to take over; [`Guard::stop`] does not.
 pub struct Guard {
+    kernel: Arc<Kernel>,
+    splice: config::Splice,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
-    pins: Pins,
-    object: Object,
     maps: Maps,
-    interfaces: Interfaces,
     listeners: Listeners,
     deny: DenyList,
 }
@@ -61,32 +61,67 @@ pub enum GuardError {
     DeniedByConfig(IpNet),
 }
 
+impl From<KernelError> for GuardError {
+    fn from(error: KernelError) -> Self {
+        match error {
+            KernelError::Pin(error) => Self::Pin(error),
+            KernelError::Load(error) => Self::Load(error),
+        }
+    }
+}
+
 impl Guard {
     /// Loads the program onto the maps a process before us left, or new ones, and puts it on the interfaces.
     /// `listeners` are the bound addresses with the names to count them under. An error leaves the host as it was,
     /// except that a program left by a process before us stays.
     pub fn start(config: &config::Guard, listeners: &[(String, SocketAddr)]) -> Result<Self, GuardError> {
-        let pins = Pins::open(&config.pin_path)?;
-        let fresh = pins.linked()?.is_empty();
-        let mut inner = Inner::load(pins, fresh)?;
-        if let Err(error) = inner.apply(config, listeners) {
-            if fresh && let Err(also) = inner.stop() {
+        Self::start_with_splice(config, &config::Splice { max_sessions: 1, ..config::Splice::default() }, listeners)
+    }
+
+    /// The same with the programs of the splice on its interfaces.
+    pub fn start_with_splice(
+        config: &config::Guard,
+        splice: &config::Splice,
+        listeners: &[(String, SocketAddr)],
+    ) -> Result<Self, GuardError> {
+        let (kernel, maps) = Kernel::load(&config.pin_path, splice.max_sessions)?;
+        let fresh = kernel.is_fresh();
+        let adopted = Listeners::adopt(&maps).and_then(|listeners| Ok((listeners, DenyList::adopt(&maps)?)));
+        let (names, deny) = adopted.inspect_err(|_| {
+            if fresh && kernel.pins().is_empty() {
+                let _ = kernel.pins().remove();
+            }
+        })?;
+        let inner = Mutex::new(Inner { maps, listeners: names, deny });
+        let guard = Self { kernel, splice: splice.clone(), inner };
+        if let Err(error) = guard.reload(config, listeners) {
+            if fresh && let Err(also) = guard.stop() {
                 tracing::warn!("cannot take back what the guard did before it failed: {also}");
             }
             return Err(error);
         }
-        for layout in inner.pins.remove_other_layouts()? {
+        for layout in guard.kernel.pins().remove_other_layouts()? {
             tracing::warn!(
                 "removed the maps of another pgsplice version ({layout}); its counters and its deny list from the command line are gone"
             );
         }
-        Ok(Self { inner: Mutex::new(inner) })
+        Ok(guard)
+    }
+
+    pub fn kernel(&self) -> &Arc<Kernel> {
+        &self.kernel
     }
 
     /// Makes a new configuration true: interfaces, mode, deny list and listeners. `pin_path` is not looked at: it needs
-    /// a restart.
+    /// a restart. Maps first, programs second: no packet meets a new program with an old list.
     pub fn reload(&self, config: &config::Guard, listeners: &[(String, SocketAddr)]) -> Result<(), GuardError> {
-        self.inner.lock().apply(config, listeners)
+        {
+            let Inner { maps, listeners: known, deny } = &mut *self.inner.lock();
+            deny.set_config(maps, &config.deny)?;
+            known.set(maps, listeners)?;
+        }
+        self.kernel.attach(&wanted(config, &self.splice))?;
+        Ok(())
     }
 
     /// The listeners as they are now bound; those that stay keep their counters.
@@ -95,10 +130,23 @@ impl Guard {
         known.set(maps, listeners)
     }
 
-    /// Takes the program off the interfaces. The maps go too, unless the deny list holds what a person added by
+    /// Takes the programs off the interfaces. The maps go too, unless the deny list holds what a person added by
     /// command: then they stay pinned, and the next start goes on with them.
     pub fn stop(&self) -> Result<(), GuardError> {
-        self.inner.lock().stop()
+        self.kernel.detach()?;
+        match self.inner.lock().deny.by_command() {
+            0 => self.kernel.pins().remove()?,
+            n => tracing::info!(
+                "{n} deny entries from the command line stay for the next start, pinned under {}",
+                self.kernel.pins().path().display()
+            ),
+        }
+        Ok(())
+    }
+
+    /// The id under which the maps know a listener.
+    pub fn listener_id(&self, name: &str) -> Option<u32> {
+        self.inner.lock().listeners.id_of(name)
     }
 
     /// Returns whether it was added; false if the command line had added it before.
@@ -127,51 +175,22 @@ impl Guard {
 
     /// By interface.
     pub fn attachments(&self) -> Vec<Attachment> {
-        self.inner.lock().interfaces.attachments()
+        self.kernel.attachments()
     }
 }
 
-impl Inner {
-    /// `fresh`: no process before us left a program, so what a failure leaves is removed.
-    fn load(pins: Pins, fresh: bool) -> Result<Self, GuardError> {
-        let loaded = Object::load(&pins).map_err(GuardError::from).and_then(|(object, maps)| {
-            let listeners = Listeners::adopt(&maps)?;
-            let deny = DenyList::adopt(&maps)?;
-            Ok((object, maps, listeners, deny))
-        });
-        match loaded {
-            Ok((object, maps, listeners, deny)) => {
-                Ok(Self { pins, object, maps, interfaces: Interfaces::default(), listeners, deny })
-            }
-            Err(error) => {
-                // Only where nothing is pinned yet: a deny list that cannot be read is still somebody's.
-                if fresh && pins.is_empty() {
-                    let _ = pins.remove();
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Maps first, program second: no packet meets a new program with an old list.
-    fn apply(&mut self, config: &config::Guard, listeners: &[(String, SocketAddr)]) -> Result<(), GuardError> {
-        self.deny.set_config(&mut self.maps, &config.deny)?;
-        self.listeners.set(&mut self.maps, listeners)?;
-        self.interfaces.set(&mut self.object, &self.pins, &config.interfaces, config.mode)?;
-        Ok(())
-    }
-
-    fn stop(&mut self) -> Result<(), GuardError> {
-        self.interfaces.clear(&self.pins)?;
-        match self.deny.by_command() {
-            0 => self.pins.remove()?,
-            n => tracing::info!(
-                "{n} deny entries from the command line stay for the next start, pinned under {}",
-                self.pins.path().display()
-            ),
-        }
-        Ok(())
-    }
+/// What shall be on which interface.
+fn wanted(guard: &config::Guard, splice: &config::Splice) -> Vec<Wanted> {
+    let mut interfaces: Vec<&String> = guard.interfaces.iter().chain(&splice.interfaces).collect();
+    interfaces.sort();
+    interfaces.dedup();
+    let one = |interface: &String| Wanted {
+        interface: interface.clone(),
+        mode: guard.mode,
+        guard: guard.interfaces.contains(interface),
+        splice: splice.interfaces.contains(interface).then_some(splice.mode),
+    };
+    interfaces.into_iter().map(one).collect()
 }
 
 #[cfg(test)]

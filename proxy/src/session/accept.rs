@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use socket2::{SockRef, Socket};
 
+use super::handoff::Life;
 use super::leg::Leg;
 use super::worker::Worker;
 use super::{Session, SessionRecord, Termination, end};
@@ -76,11 +77,13 @@ fn admit(worker: &Rc<Worker>, listener: &Arc<Listener>, socket: OwnedFd) {
     listener.live.fetch_add(1, Relaxed);
     let session = Session { worker: worker.clone(), listener: listener.clone(), pool, record, cut };
     ring::spawn(async move {
-        let reason = super::live(&session, &client).await;
+        let life = super::live(&session, &client).await;
         drop(client);
         session.worker.forget(id);
-        session.worker.proxy.registry.remove(id);
-        session.listener.live.fetch_sub(1, Relaxed);
-        end::account(&session, reason);
+        if let Life::Ended(reason) = life {
+            session.worker.proxy.registry.remove(id);
+            session.listener.live.fetch_sub(1, Relaxed);
+            end::account(&session, reason);
+        }
     });
 }

@@ -33,6 +33,11 @@ impl Cut {
         }
     }
 
+    /// The order, if there is one by now.
+    pub(crate) fn is_ordered(&self) -> Option<Termination> {
+        self.reason.get()
+    }
+
     pub(crate) async fn ordered(&self) -> Termination {
         std::future::poll_fn(|context| match self.reason.get() {
             Some(reason) => Poll::Ready(reason),

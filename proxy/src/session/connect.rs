@@ -19,7 +19,11 @@ use super::{Phase, Session, Termination};
 use crate::health::passive;
 use crate::pg::startup::FirstPacket;
 use crate::pool::Place;
+use crate::splice::BackendPort;
 use crate::{config, ring};
+
+/// Ports of ours that are tried before the kernel chooses one.
+const PORT_TRIES: usize = 3;
 
 /// How long a backend may think about an SSLRequest or GSSENCRequest before another is tried.
 const ANSWER_LIMIT: std::time::Duration = std::time::Duration::from_secs(3);
@@ -30,16 +34,19 @@ pub(crate) struct Reached {
     pub leg: Leg,
     pub answer: std::cell::RefCell<Vec<u8>>,
     pub handshake_deadline: Instant,
+    /// Where the leg leaves from, if that is a port of ours.
+    pub port: Option<BackendPort>,
 }
 
 /// Gives the place back and wakes whoever waits for it.
-pub(crate) struct PlaceGuard {
+#[derive(Debug)]
+pub struct PlaceGuard {
     place: Option<Place>,
     pool: std::sync::Arc<crate::pool::Pool>,
 }
 
 impl PlaceGuard {
-    fn new(place: Place, pool: &std::sync::Arc<crate::pool::Pool>) -> Self {
+    pub fn new(place: Place, pool: &std::sync::Arc<crate::pool::Pool>) -> Self {
         Self { place: Some(place), pool: pool.clone() }
     }
 
@@ -135,11 +142,11 @@ async fn attempt(
         Bounds { both: [client, client], deadline: None, late: Termination::ConnectFailed, watch: Some(client) };
     let connected = tokio::select! {
         biased;
-        connected = connect(address, &config, Outbound::default()) => connected,
+        connected = leave(session, client, address, &config) => connected,
         reason = session.struck(&bounds) => return Err(reason.into()),
     };
-    let leg = match connected {
-        Ok(leg) => leg,
+    let (leg, port) = match connected {
+        Ok(connected) => connected,
         Err(error) => return Err(Attempt::Failed(place, error)),
     };
     let handshake_deadline = Instant::now() + config.timeouts.handshake;
@@ -176,7 +183,30 @@ async fn attempt(
     }
     *connecting += started.elapsed();
     session.record.count(opening.bytes.len() as u64, 0);
-    Ok(Reached { place, leg, answer: answer.into(), handshake_deadline })
+    Ok(Reached { place, leg, answer: answer.into(), handshake_deadline, port })
+}
+
+/// Connects, from a port of ours if the session may go into the kernel later.
+async fn leave(
+    session: &Session,
+    client: &Leg,
+    backend: SocketAddr,
+    config: &config::Pool,
+) -> io::Result<(Leg, Option<BackendPort>)> {
+    if let Some(splice) = session.worker.proxy.splice_for(&session.listener.config.load()) {
+        // What the client can take in one segment must be the most the backend sends in one.
+        let max_segment = client.max_segment();
+        for _ in 0..PORT_TRIES {
+            let Some(port) = splice.leg_to(backend) else { break };
+            let outbound = Outbound { local: Some(port.address()), max_segment };
+            match connect(backend, config, outbound).await {
+                // The port is ours, but a connection of before is still in TIME_WAIT, or somebody listens on it.
+                Err(error) if is_port_taken(&error) => splice.sources.forget(backend.ip()),
+                connected => return Ok((connected?, Some(port))),
+            }
+        }
+    }
+    Ok((connect(backend, config, Outbound::default()).await?, None))
 }
 
 /// Whether a failed connect tells of a shortage on this host: descriptors, memory, source ports.

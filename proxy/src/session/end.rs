@@ -1,5 +1,6 @@
 //! The last step: say no to a client so that a person can read it, count, log, forget.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::bounds::Bounds;
@@ -8,6 +9,8 @@ use super::startup::{self, Opening};
 use super::{Session, Termination};
 use crate::pg::error::{SqlState, fatal};
 use crate::pg::startup::FirstPacket;
+use crate::proxy::Proxy;
+use crate::splice::table;
 
 /// How long a refused client may take to read its refusal.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(5);
@@ -63,4 +66,20 @@ pub(crate) fn account(session: &Session, reason: Termination) {
     session.listener.counters.count_end(reason);
     session.worker.proxy.metrics.observe_session(&session.pool.name, total);
     crate::log::access(&session.record, reason, total);
+}
+
+/// The same for a session that ended in the kernel.
+pub(crate) fn account_spliced(proxy: &Proxy, session: table::Session, reason: Termination) {
+    let table::Session { record, listener, pool, place, cancel_key } = session;
+    drop((place, cancel_key));
+    proxy.registry.remove(record.id);
+    let total = record.age();
+    if let Some(listener) = listener {
+        listener.live.fetch_sub(1, Relaxed);
+        listener.counters.count_end(reason);
+    }
+    if let Some(pool) = pool {
+        proxy.metrics.observe_session(&pool.name, total);
+    }
+    crate::log::access(&record, reason, total);
 }

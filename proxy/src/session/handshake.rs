@@ -28,7 +28,6 @@ pub(crate) struct Ready {
     /// The backend's last bytes, counted and not sent to the client: the reply that ends in ReadyForQuery, or the byte
     /// that agrees to encryption. Empty under direct TLS.
     pub held: Vec<u8>,
-    #[expect(dead_code, reason = "the hand-off asks for it")]
     pub stream: Stream,
     /// The cancel key, if one was seen.
     pub key: Option<Remembered>,
@@ -37,7 +36,6 @@ pub(crate) struct Ready {
 /// What can be read from `held` on.
 pub(crate) enum Stream {
     /// Messages. The framer follows the backend's, and has seen `held`.
-    #[expect(dead_code, reason = "the hand-off asks for it")]
     Plain(Framer),
     /// Nothing: TLS, or GSS encryption.
     Encrypted,

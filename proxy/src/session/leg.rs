@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 
+use crate::splice::sockets::TcpInfo;
 use crate::{config, ring};
 
 /// Room a read leaves behind what is held already, in bytes.
@@ -34,6 +35,11 @@ impl Leg {
     /// TCP_NODELAY, keepalive and TCP_USER_TIMEOUT.
     pub fn tune(&self, tcp: &config::Tcp) -> io::Result<()> {
         tune(SockRef::from(&self.socket), tcp)
+    }
+
+    /// The largest segment the peer takes from us, options included; what TCP_MAXSEG wants to hear.
+    pub fn max_segment(&self) -> Option<u32> {
+        TcpInfo::of(self.socket()).ok().map(|info| info.send_mss + info.options_bytes())
     }
 
     pub fn local_addr(&self) -> Option<SocketAddr> {

@@ -1,4 +1,4 @@
-//! A session's life, a file a step: accept → startup → pick → connect → handshake → relay → end.
+//! A session's life, a file a step: accept → startup → pick → connect → handshake → handoff → end.
 //!
 //! A session is one task on one data-plane thread ([`worker`]); it owns both sockets from accept to close. Steps
 //! return `Err(Termination)` when they end it. What they wait for goes through the thread's [`crate::ring`], within
@@ -8,7 +8,8 @@ pub mod accept;
 mod bounds;
 mod cancel;
 pub mod connect;
-mod end;
+pub(crate) mod end;
+mod handoff;
 mod handshake;
 pub mod leg;
 pub mod names;
@@ -16,7 +17,6 @@ mod packed;
 mod pick;
 pub mod record;
 pub mod registry;
-mod relay;
 mod startup;
 pub mod worker;
 
@@ -29,6 +29,7 @@ use crate::pg::startup::FirstPacket;
 use crate::pool::Pool;
 use crate::proxy::Listener;
 use bounds::Cut;
+use handoff::Life;
 use leg::Leg;
 use worker::Worker;
 
@@ -42,13 +43,11 @@ pub(crate) struct Session {
 }
 
 /// All steps in order. What it returns is why the session ended.
-async fn live(session: &Session, client: &Leg) -> Termination {
-    match steps(session, client).await {
-        Ok(reason) | Err(reason) => reason,
-    }
+async fn live(session: &Session, client: &Leg) -> Life {
+    steps(session, client).await.unwrap_or_else(Life::Ended)
 }
 
-async fn steps(session: &Session, client: &Leg) -> Result<Termination, Termination> {
+async fn steps(session: &Session, client: &Leg) -> Result<Life, Termination> {
     let mut opening = startup::read(session, client, Vec::new()).await?;
     // A full listener must not keep anybody from cancelling.
     if !matches!(opening.packet, FirstPacket::Cancel(_)) && session.listener.is_over_limit() {
@@ -58,19 +57,19 @@ async fn steps(session: &Session, client: &Leg) -> Result<Termination, Terminati
     }
     loop {
         if let FirstPacket::Cancel(packet) = &opening.packet {
-            return Ok(cancel::deliver(session, packet).await);
+            return Ok(Life::Ended(cancel::deliver(session, packet).await));
         }
         let reached = match connect::reach(session, client, &opening).await {
             Ok(reached) => reached,
             Err(failed) => return Err(end::refuse(session, client, opening, failed.reason, &failed.why).await),
         };
         match handshake::run(session, client, &reached, &opening).await? {
-            handshake::Outcome::Forward(ready) => return Ok(relay::run(session, client, reached, ready).await),
+            handshake::Outcome::Forward(ready) => return Ok(handoff::run(session, client, reached, ready).await),
             // Encryption was refused: the client goes on in plaintext on the same connection, or cancels.
             handshake::Outcome::Again(next) if matches!(next.packet, FirstPacket::Cancel(_)) => opening = next,
             handshake::Outcome::Again(next) => {
                 let ready = handshake::plaintext(session, client, &reached, &next).await?;
-                return Ok(relay::run(session, client, reached, ready).await);
+                return Ok(handoff::run(session, client, reached, ready).await);
             }
         }
     }

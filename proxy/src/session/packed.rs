@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::names::Name;
 use super::{Details, Phase, Times};
 use crate::pool::Backend;
+use crate::splice::Why;
 
 #[derive(Debug)]
 pub(super) struct Packed {
@@ -21,6 +22,7 @@ pub(super) struct Packed {
     knows: [bool; 3],
     tls: bool,
     phase: Phase,
+    why: Option<Why>,
     road: Option<Name>,
 }
 
@@ -41,7 +43,8 @@ pub(super) struct Address {
 impl From<Details> for Packed {
     fn from(details: Details) -> Self {
         // Taken apart by name, so that a new field cannot be forgotten.
-        let Details { phase, user, database, application_name, tls, backend, backend_local, road, times } = details;
+        let Details { phase, user, database, application_name, tls, backend, backend_local, road, why, times } =
+            details;
         let Times { startup, queue, connect, handshake } = times;
         let texts = [user, database, application_name];
         let knows = texts.each_ref().map(Option::is_some);
@@ -54,6 +57,7 @@ impl From<Details> for Packed {
             knows,
             tls,
             phase,
+            why,
             road: road.map(Name::of),
         }
     }
@@ -61,7 +65,7 @@ impl From<Details> for Packed {
 
 impl Packed {
     pub fn unpack(&self) -> Details {
-        let Self { times, backend, backend_local, texts, knows, tls, phase, road } = self;
+        let Self { times, backend, backend_local, texts, knows, tls, phase, why, road } = self;
         let [startup, queue, connect, handshake] = times.map(Took::duration);
         let mut texts = texts.split('\0').map(str::to_owned);
         let [user, database, application_name] = knows.map(|known| if known { texts.next() } else { None });
@@ -74,6 +78,7 @@ impl Packed {
             backend: backend.clone(),
             backend_local: backend_local.map(SocketAddr::from),
             road: road.map(Name::as_str),
+            why: *why,
             times: Times { startup, queue, connect, handshake },
         }
     }
@@ -156,6 +161,7 @@ mod tests {
             backend_local in local(),
             tls: bool,
             road in prop::option::of(prop::sample::select(vec!["relay", "xdp", "tc"])),
+            why in prop::option::of(prop::sample::select(Why::ALL)),
         ) {
             let [user, database, application_name] = texts;
             let [startup, queue, connect, handshake] = times;
@@ -163,7 +169,7 @@ mod tests {
             let phase = Phase::Forward;
             let backend = Some(Arc::new(Backend::new("p", "b", "127.0.0.1:1".parse().unwrap())));
             let details =
-                Details { phase, user, database, application_name, tls, backend, backend_local, road, times };
+                Details { phase, user, database, application_name, tls, backend, backend_local, road, why, times };
             let unpacked = Packed::from(details.clone()).unpack();
             prop_assert_eq!(format!("{unpacked:?}"), format!("{details:?}"));
         }

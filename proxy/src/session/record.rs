@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::names::Name;
 use super::packed::{Address, Packed};
 use crate::pool::Backend;
+use crate::splice::Why;
 
 /// Unique within a process's life; the top two bytes are the data-plane thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,8 +72,10 @@ pub struct Details {
     pub backend: Option<Arc<Backend>>,
     /// Our own address on the backend leg.
     pub backend_local: Option<SocketAddr>,
-    /// Which road forwards it: `relay`, later `xdp`, `tc`, `sockmap`.
+    /// Which road forwards it: `relay`, `xdp`, `tc`, `sockmap`.
     pub road: Option<&'static str>,
+    /// Why the kernel does not.
+    pub why: Option<Why>,
     pub times: Times,
 }
 
@@ -251,6 +254,8 @@ pub enum Termination {
     DrainTimeout,
     /// Out of descriptors, memory or another resource of this host.
     Resource,
+    /// Bytes got past the hand-off to the kernel, and rather than go on with a gap the session was cut.
+    HandoffFailed,
 }
 
 impl Termination {
@@ -278,6 +283,7 @@ impl Termination {
         Self::Killed,
         Self::DrainTimeout,
         Self::Resource,
+        Self::HandoffFailed,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -305,6 +311,7 @@ impl Termination {
             Self::Killed => "killed",
             Self::DrainTimeout => "drain-timeout",
             Self::Resource => "resource",
+            Self::HandoffFailed => "handoff-failed",
         }
     }
 }

@@ -48,17 +48,23 @@ impl Registry {
     }
 
     pub fn insert(&self, record: Arc<SessionRecord>) {
-        self.shards[record.id.thread()].lock().insert(ById(record));
+        self.shard(record.id).lock().insert(ById(record));
         self.count.fetch_add(1, Relaxed);
     }
 
     pub fn remove(&self, id: SessionId) {
-        self.shards[id.thread()].lock().remove(&id);
-        self.count.fetch_sub(1, Relaxed);
+        if self.shard(id).lock().remove(&id) {
+            self.count.fetch_sub(1, Relaxed);
+        }
     }
 
     pub fn contains(&self, id: SessionId) -> bool {
-        self.shards.get(id.thread()).is_some_and(|shard| shard.lock().contains(&id))
+        self.shard(id).lock().contains(&id)
+    }
+
+    /// A session of a process before us may be of a thread we do not have.
+    fn shard(&self, id: SessionId) -> &Shard {
+        &self.shards[id.thread() % self.shards.len()]
     }
 
     pub fn len(&self) -> usize {

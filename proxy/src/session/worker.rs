@@ -79,7 +79,7 @@ pub fn start(proxy: Arc<Proxy>, thread: usize, mut inbox: Inbox) -> io::Result<(
                 proxy,
                 relay: Relay::start(),
                 thread,
-                next_session: Cell::new(1),
+                next_session: Cell::new(first_number()),
                 cuts: RefCell::default(),
                 listening: RefCell::default(),
             });
@@ -116,7 +116,13 @@ impl Worker {
             }
             Command::Cut(ids, reason) => {
                 let cuts = self.cuts.borrow();
-                ids.iter().filter_map(|id| cuts.get(id)).for_each(|cut| cut.order(reason));
+                for id in &ids {
+                    match cuts.get(id) {
+                        Some(cut) => cut.order(reason),
+                        // It has gone into the kernel since the order was given.
+                        None => drop(self.proxy.cut_in_kernel(*id, reason)),
+                    }
+                }
             }
         }
     }
@@ -168,13 +174,24 @@ impl Worker {
     }
 }
 
+/// Sessions outlive the process in the kernel, so each process numbers its own from the second it began in: 2³² seconds,
+/// then 2¹⁶ sessions a second on average.
+fn first_number() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    (since.as_secs() & 0xffff_ffff) << 16
+}
+
 /// One listening socket of those that share `address` by SO_REUSEPORT, one a thread.
 ///
-/// Accepted sockets inherit the options of `tcp` (tcp(7), socket(7)): six system calls less a session.
-pub fn bind(address: SocketAddr, backlog: i32, tcp: &config::Tcp) -> io::Result<TcpListener> {
+/// Accepted sockets inherit the options of `tcp` (tcp(7), socket(7)): six system calls less a session. `max_segment`,
+/// where given, is the largest that is announced to clients.
+pub fn bind(address: SocketAddr, backlog: i32, tcp: &config::Tcp, max_segment: Option<u32>) -> io::Result<TcpListener> {
     let socket = listening_socket(address)?;
     socket.set_reuse_port(true)?;
     leg::tune(SockRef::from(&socket), tcp)?;
+    if let Some(most) = max_segment {
+        socket.set_tcp_mss(most)?;
+    }
     socket.bind(&address.into())?;
     socket.listen(backlog)?;
     Ok(socket.into())

@@ -1,11 +1,40 @@
 //! The roads a session may take once its handshake is over, a room each.
 //!
-//! [`relay`] is user space over io_uring and works for every session on every kernel that runs us.
+//! [`Splice`] owns the kernel's road: XDP or TC programs forward the packets and user space is off the path
+//! ([`handoff`]). [`relay`] is user space over io_uring and works for every session on every kernel that runs us.
 
+pub mod adopt;
+mod conntrack;
+mod forwarding;
+pub mod handoff;
+pub mod labels;
 pub mod model;
+pub mod neighbours;
+pub mod packet;
+pub mod ports;
+pub mod raw;
 pub mod relay;
+pub mod sockets;
+pub mod source;
+pub mod sweep;
+pub mod table;
 
-use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
+use std::{fmt, fs};
+
+use pgsplice_ebpf::flow::FlowKey;
+
+use crate::bpf::{Kernel, SpliceMaps};
+use crate::config;
+use conntrack::Conntrack;
+use forwarding::Forwarding;
+use labels::Labels;
+use ports::{Port, Ports};
+use source::Sources;
+use table::Table;
 
 /// What forwards a session, as in access lines and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,4 +66,238 @@ impl fmt::Display for Road {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+/// Why a session is not in the kernel. `docs/splice.md` says what to do about each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Why {
+    /// `listener.splice = "relay"`, or no interface is named in `[splice]`.
+    NotWanted,
+    /// `splice_after` has not been reached.
+    NotYet,
+    /// No packet of a leg was seen on an attached interface with exactly the socket's addresses: it came by another
+    /// interface (loopback among them), or DNAT, IPsec or a tunnel makes the wire differ from the socket.
+    Unseen,
+    /// A leg's packets came by several interfaces or with several VLAN tags.
+    Moved,
+    /// The listener wants another program than the one on the leg's interface.
+    OtherRoad,
+    /// The interface does not forward (`net.ipv4.conf.*.forwarding`, `net.ipv6.conf.*.forwarding`), which XDP needs.
+    ForwardingOff,
+    /// One leg is IPv4 and the other IPv6.
+    Family,
+    /// One leg has TCP timestamps and the other has not.
+    Timestamps,
+    /// One leg has selective acknowledgements and the other has not.
+    Sack,
+    /// One leg has ECN and the other has not, or either has AccECN.
+    Ecn,
+    /// One side may send segments the other way cannot carry.
+    Mss,
+    /// Every port of `splice.source_ports` is in use or at rest.
+    NoPort,
+    /// `splice.max_sessions` are in the kernel.
+    Full,
+    /// The reply was longer than one segment; the next is tried.
+    LongReply,
+    /// Bytes were under way at the would-be hand-off; the next reply is tried.
+    Busy,
+    /// A packet slipped past the program during the hand-off; the next reply is tried.
+    Late,
+    /// A system call failed; the log has it.
+    Error,
+}
+
+impl Why {
+    pub const ALL: &'static [Self] = &[
+        Self::NotWanted,
+        Self::NotYet,
+        Self::Unseen,
+        Self::Moved,
+        Self::OtherRoad,
+        Self::ForwardingOff,
+        Self::Family,
+        Self::Timestamps,
+        Self::Sack,
+        Self::Ecn,
+        Self::Mss,
+        Self::NoPort,
+        Self::Full,
+        Self::LongReply,
+        Self::Busy,
+        Self::Late,
+        Self::Error,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotWanted => "not-wanted",
+            Self::NotYet => "not-yet",
+            Self::Unseen => "unseen",
+            Self::Moved => "moved",
+            Self::OtherRoad => "other-road",
+            Self::ForwardingOff => "forwarding-off",
+            Self::Family => "family",
+            Self::Timestamps => "timestamps",
+            Self::Sack => "sack",
+            Self::Ecn => "ecn",
+            Self::Mss => "mss",
+            Self::NoPort => "no-port",
+            Self::Full => "full",
+            Self::LongReply => "long-reply",
+            Self::Busy => "busy",
+            Self::Late => "late",
+            Self::Error => "error",
+        }
+    }
+
+    /// Whether a later turn of the same session may fare better.
+    pub fn may_pass(self) -> bool {
+        matches!(self, Self::NotYet | Self::Unseen | Self::Full | Self::LongReply | Self::Busy | Self::Late)
+    }
+}
+
+/// The kernel's roads of this process. Dropping it leaves the flows as `kill -9` does.
+pub struct Splice {
+    kernel: Arc<Kernel>,
+    ports: Arc<Ports>,
+    pub sources: Sources,
+    labels: Labels,
+    forwarding: Forwarding,
+    /// `None` where the kernel was built without netfilter's netlink.
+    conntrack: Option<Conntrack>,
+    pub table: Table,
+    pub counters: Counters,
+    /// Adopted sessions whose backend is not known to their pool yet.
+    unattached: AtomicUsize,
+    /// net.ipv4.tcp_ecn of 3 and above negotiates AccECN, whose option this kernel does not tell of.
+    accurate_ecn: bool,
+}
+
+/// Since start; only ever grow.
+#[derive(Debug, Default)]
+pub struct Counters {
+    handed_off: [AtomicU64; Road::ALL.len()],
+    stayed: [AtomicU64; Why::ALL.len()],
+}
+
+impl Counters {
+    pub fn handed_off(&self, road: Road) -> u64 {
+        self.handed_off[road as usize].load(Relaxed)
+    }
+
+    /// Hand-offs that were not made; a session that tried several times counts each.
+    pub fn stayed(&self, why: Why) -> u64 {
+        self.stayed[why as usize].load(Relaxed)
+    }
+
+    pub fn count_hand_off(&self, road: Road) {
+        self.handed_off[road as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn count_stay(&self, why: Why) {
+        self.stayed[why as usize].fetch_add(1, Relaxed);
+    }
+}
+
+impl Splice {
+    pub fn new(kernel: Arc<Kernel>, config: &config::Splice) -> Arc<Self> {
+        let capacity = kernel.splice().capacity();
+        let tcp_ecn = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_ecn").unwrap_or_default();
+        Arc::new(Self {
+            kernel,
+            ports: Ports::new(config.source_ports.clone()),
+            sources: Sources::default(),
+            labels: Labels::default(),
+            forwarding: Forwarding::default(),
+            conntrack: Conntrack::open().inspect_err(|error| tracing::debug!("no conntrack: {error}")).ok(),
+            table: Table::new(capacity),
+            counters: Counters::default(),
+            unattached: AtomicUsize::new(0),
+            accurate_ecn: tcp_ecn.trim().parse::<u8>().is_ok_and(|mode| mode >= 3),
+        })
+    }
+
+    pub fn maps(&self) -> &SpliceMaps {
+        self.kernel.splice()
+    }
+
+    pub fn kernel(&self) -> &Arc<Kernel> {
+        &self.kernel
+    }
+
+    /// A source port for a connection that may be spliced, its packets watched from the first on. `None`: connect from
+    /// whatever port the kernel gives, and stay in user space.
+    pub fn leg_to(self: &Arc<Self>, backend: SocketAddr) -> Option<BackendPort> {
+        let source = self.sources.towards(backend.ip())?;
+        let port = self.ports.take(source, backend, Instant::now())?;
+        let key = key(backend, port.address());
+        match self.maps().start_watch(&key) {
+            Ok(()) => Some(BackendPort { port: Some(port), splice: self.clone(), key }),
+            Err(error) => {
+                tracing::debug!(%backend, "no watch: {error}");
+                None
+            }
+        }
+    }
+
+    /// The watch of a leg is of no use any more.
+    pub fn forget_watch(&self, key: &FlowKey) {
+        if let Err(error) = self.maps().stop_watch(key) {
+            tracing::debug!("stop_watch: {error}");
+        }
+    }
+}
+
+/// Our own end of a backend leg, watched for as long as this lives.
+pub struct BackendPort {
+    port: Option<Port>,
+    splice: Arc<Splice>,
+    key: FlowKey,
+}
+
+impl BackendPort {
+    pub fn address(&self) -> SocketAddr {
+        self.port.as_ref().expect("until it is taken out").address()
+    }
+
+    /// The port, for the table. The leg is watched no longer.
+    pub fn into_port(mut self) -> Port {
+        self.port.take().expect("taken out once")
+    }
+}
+
+impl Drop for BackendPort {
+    fn drop(&mut self) {
+        self.splice.forget_watch(&self.key);
+    }
+}
+
+/// What clients may be told to send at most in a segment, so that it leaves by each of these interfaces: the narrowest
+/// MTU without the headers. `None`: all are alike, and each client is told what its own way carries.
+pub fn max_segment(interfaces: &[String], v4: bool) -> Option<u32> {
+    let mtu = |name: &String| fs::read_to_string(format!("/sys/class/net/{name}/mtu")).ok()?.trim().parse::<u32>().ok();
+    let mtus: Vec<u32> = interfaces.iter().filter_map(mtu).collect();
+    let narrowest = mtus.iter().min()?;
+    let headers = if v4 { 40 } else { 60 };
+    mtus.iter().any(|mtu| mtu != narrowest).then(|| narrowest.saturating_sub(headers))
+}
+
+/// The key of what comes from `peer` to `own`.
+pub fn key(peer: SocketAddr, own: SocketAddr) -> FlowKey {
+    let octets = |ip: IpAddr| match ip {
+        IpAddr::V4(a) => a.to_ipv6_mapped().octets(),
+        IpAddr::V6(a) => a.octets(),
+    };
+    FlowKey {
+        src: octets(peer.ip()),
+        dst: octets(own.ip()),
+        src_port: peer.port().to_be_bytes(),
+        dst_port: own.port().to_be_bytes(),
+    }
+}
+
+/// An address of a key.
+pub fn address(octets: [u8; 16], port: [u8; 2]) -> SocketAddr {
+    SocketAddr::new(IpAddr::from(octets).to_canonical(), u16::from_be_bytes(port))
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use aya::programs::{TestRun, TestRunOptions};
-use pgsplice::bpf::{Maps, Object, Pins, listener_key};
+use pgsplice::bpf::{Maps, Object, Pins, Xdp, listener_key};
 use pgsplice::config::IpNet;
 use pgsplice_ebpf::guard::{DENY_BY_COMMAND, DenyEntry, GuardCounters};
 
@@ -24,7 +24,7 @@ struct Bench {
 fn with_program(deny: &'static [&'static str], test: impl FnOnce(&mut Bench) + Send + 'static) {
     on_a_host(move |host| {
         let pins = Pins::open(&host.pins()).unwrap();
-        let (object, mut maps) = Object::load(&pins).unwrap();
+        let (object, mut maps) = Object::load(&pins, 16).unwrap();
         for addr in ["10.0.0.1:5432", "[2001:db8::1]:5432"] {
             maps.set_listener(listener_key(addr.parse().unwrap()), ID).unwrap();
         }
@@ -38,7 +38,7 @@ fn with_program(deny: &'static [&'static str], test: impl FnOnce(&mut Bench) + S
 impl Bench {
     fn run(&mut self, frame: &[u8]) -> u32 {
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
-        self.object.guard().unwrap().test_run(options).unwrap().return_value
+        self.object.xdp(Xdp::Guard).unwrap().test_run(options).unwrap().return_value
     }
 
     fn counters(&self) -> GuardCounters {

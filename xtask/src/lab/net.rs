@@ -209,7 +209,9 @@ impl NetSpec {
                 let ethtool = net.host(&host.name).holder().to_string();
                 let switch = format!("--net=/run/netns/{}", self.netns("switch"));
                 let mut command = Command::new("nsenter");
-                command.args(["--target", &ethtool, "--mount", &switch, "ethtool", "-K", &port, "gro", "on"]);
+                // Without offloads it takes apart again what its GRO has put together.
+                command
+                    .args(["--target", &ethtool, "--mount", &switch, "ethtool", "-K", &port, "tx", "off", "gro", "on"]);
                 checked(&mut command)?;
             }
         }

@@ -42,7 +42,8 @@ impl Collector for ProxyCollector {
         let views: Vec<_> =
             proxy.clusters.load().iter().map(|(name, view)| (name.clone(), view.borrow().clone())).collect();
         of_clusters(&views, &mut out)?;
-        super::guard::collect(proxy.guard().as_deref(), &mut out)
+        super::guard::collect(proxy.guard().as_deref(), &mut out)?;
+        super::splice::collect(proxy.splice().as_deref(), &mut out)
     }
 }
 

@@ -6,6 +6,7 @@
 mod collect;
 mod guard;
 mod process;
+mod splice;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

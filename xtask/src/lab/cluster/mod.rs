@@ -115,7 +115,8 @@ impl LabSpec {
             agents: false,
             proxy: Proxy::Default,
             binaries: binaries(),
-            wire: false,
+            // XDP sees what a wire carries.
+            wire: std::env::var("PGSPLICE_TEST_ROAD").is_ok_and(|road| road == "xdp"),
         }
     }
 

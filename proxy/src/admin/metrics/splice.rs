@@ -1,0 +1,51 @@
+//! What the hand-offs and the programs count. Without a splice the families are there and empty.
+
+use std::fmt;
+
+use pgsplice_ebpf::flow::counter;
+
+use super::collect::Families;
+use crate::splice::{Road, Splice, Why};
+
+/// What became of packets, as `outcome`; those forwarded stand in a family of their own.
+const OUTCOMES: [(&str, u32); 12] = [
+    ("held", counter::HELD),
+    ("cut", counter::CUT),
+    ("no-neighbour", counter::NO_NEIGH),
+    ("too-big", counter::FRAG_NEEDED),
+    ("forwarding-off", counter::FORWARDING_OFF),
+    ("no-route", counter::NO_ROUTE),
+    ("fragment", counter::FRAGMENT),
+    ("extension-header", counter::EXTENSION),
+    ("malformed", counter::MALFORMED),
+    ("icmp", counter::ICMP),
+    ("own", counter::OWN_END),
+    ("events-lost", counter::EVENTS_LOST),
+];
+
+pub fn collect(splice: Option<&Splice>, out: &mut Families<'_>) -> fmt::Result {
+    let roads = splice.into_iter().flat_map(|splice| {
+        [Road::Xdp, Road::Tc].map(|road| ([("road", road.as_str())], splice.counters.handed_off(road)))
+    });
+    out.counter("pgsplice_handoffs", "Sessions handed to the kernel", roads)?;
+    let stays = splice
+        .into_iter()
+        .flat_map(|splice| Why::ALL.iter().map(|why| ([("why", why.as_str())], splice.counters.stayed(*why))));
+    out.counter("pgsplice_handoffs_refused", "Attempts after which a session stayed in user space", stays)?;
+    let live = splice.map(|splice| splice.table.live() as u64);
+    out.one_gauge("pgsplice_spliced_sessions", "Sessions in the kernel", live)?;
+    let capacity = splice.map(|splice| u64::from(splice.maps().capacity()));
+    out.one_gauge("pgsplice_splice_max_sessions", "Sessions the kernel's maps have room for", capacity)?;
+    let bytes = splice.map(|splice| splice.maps().map_bytes());
+    out.one_gauge("pgsplice_splice_map_bytes", "Memory of those maps", bytes)?;
+    let packets = splice.and_then(|splice| {
+        let read = splice.maps().counters();
+        read.inspect_err(|error| tracing::warn!("the splice's counters cannot be read: {error}")).ok()
+    });
+    let of = |index: u32| packets.as_ref().and_then(|all| all.get(index as usize).copied());
+    let forwarded = [("xdp", counter::FORWARDED_XDP), ("tc", counter::FORWARDED_TC)];
+    let forwarded = forwarded.into_iter().filter_map(|(road, index)| Some(([("road", road)], of(index)?)));
+    out.counter("pgsplice_splice_forwarded_packets", "Packets of spliced sessions, forwarded", forwarded)?;
+    let others = OUTCOMES.into_iter().filter_map(|(outcome, index)| Some(([("outcome", outcome)], of(index)?)));
+    out.counter("pgsplice_splice_other_packets", "Packets of spliced sessions that were not", others)
+}

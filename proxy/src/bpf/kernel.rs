@@ -1,0 +1,92 @@
+//! Everything of ours in the kernel: the loaded programs, their maps and pins, and the interfaces they are on. One for
+//! the guard and the splice, for an interface has room for one XDP program.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::link::{AttachError, Attachment, Interfaces, Wanted};
+use super::maps::Maps;
+use super::object::{LoadError, Object};
+use super::pins::{PinError, Pins};
+use super::splice::SpliceMaps;
+
+/// Dropping it leaves programs, maps and links where they are, as `kill -9` does, for the next process to take over.
+pub struct Kernel {
+    pins: Pins,
+    inner: Mutex<Inner>,
+    splice: Arc<SpliceMaps>,
+    /// No process before us left a program.
+    fresh: bool,
+}
+
+struct Inner {
+    object: Object,
+    interfaces: Interfaces,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+impl Kernel {
+    /// Loads the programs onto the maps a process before us left, or new ones, and attaches nothing. `sessions` is how
+    /// many the maps of the splice shall have room for; maps that hold flows stay as they are. The guard's maps come
+    /// with it.
+    pub fn load(pin_path: &Path, sessions: u32) -> Result<(Arc<Self>, Maps), KernelError> {
+        let pins = Pins::open(pin_path)?;
+        let fresh = pins.is_unlinked()?;
+        let loaded = Object::load(&pins, sessions).and_then(|(mut object, maps)| {
+            let splice = object.splice_maps(&pins)?;
+            Ok((object, maps, splice))
+        });
+        match loaded {
+            Ok((object, maps, splice)) => {
+                let inner = Mutex::new(Inner { object, interfaces: Interfaces::default() });
+                Ok((Arc::new(Self { pins, inner, splice: Arc::new(splice), fresh }), maps))
+            }
+            Err(error) => {
+                // Only where nothing is pinned yet: a deny list that cannot be read is still somebody's.
+                if fresh && pins.is_empty() {
+                    let _ = pins.remove();
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    pub fn splice(&self) -> &Arc<SpliceMaps> {
+        &self.splice
+    }
+
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Whether no process before us left a program on an interface.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Puts the programs on exactly these interfaces. What a process before us left is taken over in one step, with no
+    /// packet missed. An error leaves those done so far.
+    pub fn attach(&self, wanted: &[Wanted]) -> Result<(), AttachError> {
+        let Inner { object, interfaces } = &mut *self.inner.lock();
+        interfaces.set(object, &self.pins, wanted)
+    }
+
+    /// Takes every program off its interface.
+    pub fn detach(&self) -> Result<(), AttachError> {
+        self.inner.lock().interfaces.clear(&self.pins)
+    }
+
+    /// By interface.
+    pub fn attachments(&self) -> Vec<Attachment> {
+        self.inner.lock().interfaces.attachments()
+    }
+}

@@ -1,0 +1,216 @@
+//! Step 6: hand the session to its road. The kernel's if the listener wants it and the session qualifies; the relay
+//! until then, and for good where it does not.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use super::connect::Reached;
+use super::handshake::{Ready, Stream};
+use super::leg::Leg;
+use super::{Phase, Session, Termination};
+use crate::config::{SpliceAfter, SpliceRoad};
+use crate::pg::cancel::Remembered;
+use crate::splice::handoff::{Attempt, Legs, Live};
+use crate::splice::relay::{Job, Outcome, Turn};
+use crate::splice::sockets::TcpInfo;
+use crate::splice::{Road, Splice, table};
+
+/// Attempts of one session before it stays in user space.
+const TRIES: u32 = 16;
+
+/// What a session's task ends with.
+pub(crate) enum Life {
+    Ended(Termination),
+    /// It goes on in the kernel, and in the splice's table.
+    Spliced,
+}
+
+/// A session's prospect of the kernel's road.
+struct Prospect {
+    splice: Arc<Splice>,
+    wanted: SpliceRoad,
+    /// Replies to come before it is due.
+    turns: u32,
+    not_before: Instant,
+    tries: u32,
+}
+
+pub(crate) async fn run(session: &Session, client: &Leg, reached: Reached, ready: Ready) -> Life {
+    let Ready { mut held, mut stream, key } = ready;
+    begin(session, &reached);
+    let mut prospect = Prospect::of(session);
+    loop {
+        // Bytes behind its ReadyForQuery belong to a message that is not whole: the backend is about to say more.
+        let whole = !matches!(&stream, Stream::Plain(framer) if !framer.is_ready());
+        if let Some(due) = prospect.as_mut().filter(|prospect| whole && prospect.is_due()) {
+            match attempt(session, due, client, &reached, &held).await {
+                Attempt::Live(live) => return spliced(session, client, reached, key, due.splice.clone(), live).await,
+                Attempt::Dead(reason) => {
+                    client.reset_on_close();
+                    reached.leg.reset_on_close();
+                    return Life::Ended(reason);
+                }
+                Attempt::Stay(why) => {
+                    due.tries += 1;
+                    if !why.may_pass() || due.tries >= TRIES {
+                        prospect = None;
+                    }
+                }
+            }
+        }
+        let turn = prospect.as_mut().map(|prospect| prospect.turn(stream, client));
+        match relay(session, client, &reached, held, turn).await {
+            Outcome::Ended(reason) => return Life::Ended(reason),
+            Outcome::Turn { held: reply, framer } => {
+                held = reply;
+                stream = framer.map_or(Stream::Encrypted, Stream::Plain);
+            }
+        }
+    }
+}
+
+/// The bytes of the handshake, which the session's steps have counted for itself only.
+fn begin(session: &Session, reached: &Reached) {
+    session.record.update(|details| details.phase = Phase::Forward);
+    if let Some(took) = session.record.details().times.handshake {
+        session.worker.proxy.metrics.observe_handshake(&session.pool.name, took);
+    }
+    let (bytes_in, bytes_out) = session.record.bytes();
+    let backend = reached.place.backend();
+    backend.counters.bytes_in.fetch_add(bytes_in, Relaxed);
+    backend.counters.bytes_out.fetch_add(bytes_out, Relaxed);
+    session.listener.counters.bytes_in.fetch_add(bytes_in, Relaxed);
+    session.listener.counters.bytes_out.fetch_add(bytes_out, Relaxed);
+}
+
+async fn attempt(session: &Session, due: &Prospect, client: &Leg, reached: &Reached, held: &[u8]) -> Attempt {
+    let listener = session.worker.proxy.guard_id(&session.listener.name);
+    let attempt = due.splice.hand_off(legs(client, reached), held, due.wanted, reached.port.is_some(), listener).await;
+    if let Attempt::Stay(why) = attempt {
+        due.splice.counters.count_stay(why);
+        session.record.update(|details| details.why = Some(why));
+    }
+    attempt
+}
+
+async fn spliced(
+    session: &Session,
+    client: &Leg,
+    reached: Reached,
+    cancel_key: Option<Remembered>,
+    splice: Arc<Splice>,
+    mut live: Live,
+) -> Life {
+    let road = live.road;
+    session.record.update(|details| {
+        details.road = Some(road.as_str());
+        details.why = None;
+    });
+    splice.counters.count_hand_off(road);
+    let Reached { place, leg, port, .. } = reached;
+    let (Some(slot), Some(port)) = (live.slot.take(), port) else {
+        unreachable!("a session without a port of ours is never handed off, and its slot is taken once")
+    };
+    let index = slot.index();
+    splice.describe(index, &session.record);
+    let entry = table::Session {
+        record: session.record.clone(),
+        listener: Some(session.listener.clone()),
+        pool: Some(session.pool.clone()),
+        place: Some(place),
+        cancel_key,
+    };
+    splice.table.insert(slot, live.keys, port.into_port(), entry, [0; 2]);
+    let legs = Legs { client: borrow(client), backend: borrow(&leg) };
+    if let Err(why) = live.release(legs).await {
+        tracing::error!(session = %session.record.id, "the hand-off failed: {why}; the session is cut");
+        session.worker.proxy.cut_spliced(&splice, index, Termination::HandoffFailed);
+    }
+    // A cut that was ordered before the session was in the table.
+    if let Some(reason) = session.cut.is_ordered() {
+        session.worker.proxy.cut_spliced(&splice, index, reason);
+    }
+    Life::Spliced
+}
+
+/// Forwards in user space until the session ends or its turn has come.
+async fn relay(session: &Session, client: &Leg, reached: &Reached, held: Vec<u8>, turn: Option<Turn>) -> Outcome {
+    session.record.update(|details| details.road = Some(Road::Relay.as_str()));
+    let timeouts = session.pool.config.load().timeouts.clone();
+    let job = Job {
+        client: client.fd(),
+        backend: reached.leg.fd(),
+        record: session.record.clone(),
+        at_backend: reached.place.backend().clone(),
+        at_listener: session.listener.clone(),
+        idle: timeouts.idle,
+        half_closed: timeouts.half_closed,
+        held,
+        turn,
+    };
+    let mut forwarding = session.worker.relay.forward(job);
+    let outcome = tokio::select! {
+        outcome = forwarding.ended() => outcome,
+        reason = session.cut.ordered() => {
+            forwarding.cut();
+            // Until the engine lets go of both descriptors they must stay open.
+            forwarding.ended().await;
+            Outcome::Ended(reason)
+        }
+    };
+    if let Outcome::Ended(reason) = outcome
+        && reason.resets()
+    {
+        client.reset_on_close();
+        reached.leg.reset_on_close();
+    }
+    outcome
+}
+
+impl Prospect {
+    fn of(session: &Session) -> Option<Self> {
+        let config = session.listener.config.load();
+        let splice = session.worker.proxy.splice_for(&config)?;
+        let now = Instant::now();
+        let (turns, not_before) = match config.splice_after {
+            SpliceAfter::Turns(turns) => (turns, now),
+            SpliceAfter::Time(time) => (0, now + time),
+        };
+        Some(Self { splice, wanted: config.splice, turns, not_before, tries: 0 })
+    }
+
+    fn is_due(&self) -> bool {
+        self.turns == 0 && Instant::now() >= self.not_before
+    }
+
+    /// When the relay shall give the session back; it is due then.
+    fn turn(&mut self, stream: Stream, client: &Leg) -> Turn {
+        // The reply that is the turn itself is one of them.
+        let turns = std::mem::take(&mut self.turns).saturating_sub(1);
+        match stream {
+            Stream::Plain(framer) => {
+                let held_max = TcpInfo::of(borrow(client)).map_or(0, |info| info.send_mss as usize);
+                Turn::Reply { framer, turns, not_before: self.not_before, held_max }
+            }
+            Stream::Encrypted | Stream::Unknown => Turn::Quiet { not_before: self.not_before },
+        }
+    }
+}
+
+fn legs<'a>(client: &'a Leg, reached: &'a Reached) -> Legs<'a> {
+    Legs { client: borrow(client), backend: borrow(&reached.leg) }
+}
+
+fn borrow(leg: &Leg) -> BorrowedFd<'_> {
+    // SAFETY: the leg keeps its descriptor open for as long as it is borrowed.
+    unsafe { BorrowedFd::borrow_raw(leg.fd()) }
+}
+
+impl Termination {
+    /// Whether both legs end with RST: one side was reset, or the session is cut.
+    fn resets(self) -> bool {
+        !matches!(self, Self::ClientClosed | Self::BackendClosed)
+    }
+}

@@ -1,0 +1,188 @@
+//! Taking over the sessions that a process before us left in the kernel, and telling the process after us who ours are.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, UNIX_EPOCH};
+
+use pgsplice_ebpf::flow::{FLOW_FROM_CLIENT, FLOW_TC, Flow, FlowKey, SessionMeta, control};
+
+use super::ports::Port;
+use super::table::{Session, Slot};
+use super::{Road, Splice, address};
+use crate::pool::Place;
+use crate::proxy::Proxy;
+use crate::session::connect::PlaceGuard;
+use crate::session::{Phase, SessionId, SessionRecord};
+
+/// The sessions of a process before us: their slots and ports are ours now.
+#[derive(Debug, Default)]
+pub struct Found {
+    sessions: Vec<(Slot, Port, Keyed, Keyed)>,
+    /// Half-made or half-ended ones, whose flows were removed.
+    pub removed: usize,
+}
+
+type Keyed = (FlowKey, Flow);
+
+/// Both flows of a session, client's first.
+type Pair = [Option<Keyed>; 2];
+
+impl Splice {
+    /// Before the first session: what is in the maps keeps its slots and ports.
+    pub fn find(&self) -> io::Result<Found> {
+        let mut pairs: HashMap<u32, Pair> = HashMap::new();
+        for (key, flow) in self.maps().flows()? {
+            let side = usize::from(flow.flags & FLOW_FROM_CLIENT == 0);
+            pairs.entry(flow.slot).or_default()[side] = Some((key, flow));
+        }
+        let mut whole = HashMap::new();
+        let mut removed = 0;
+        for (slot, pair) in pairs {
+            match pair {
+                [Some(client), Some(backend)] if self.is_whole(slot, &client, &backend) => {
+                    whole.insert(slot, (client, backend));
+                }
+                broken => {
+                    removed += 1;
+                    for (key, _) in broken.iter().flatten() {
+                        self.maps().remove_flow(key)?;
+                    }
+                    self.maps().set_control(slot, control::FREE);
+                }
+            }
+        }
+        let in_use: Vec<u32> = whole.keys().copied().collect();
+        let mut sessions = Vec::new();
+        for slot in self.table.adopt(&in_use) {
+            if let Some((client, backend)) = whole.remove(&slot.index()) {
+                let own = address(backend.0.dst, backend.0.dst_port);
+                let port = self.ports.adopt(own.ip(), address(backend.0.src, backend.0.src_port), own.port());
+                sessions.push((slot, port, client, backend));
+            }
+        }
+        Ok(Found { sessions, removed })
+    }
+
+    fn is_whole(&self, slot: u32, client: &(FlowKey, Flow), backend: &(FlowKey, Flow)) -> bool {
+        slot < self.maps().capacity()
+            && client.1.out.reversed() == backend.0
+            && backend.1.out.reversed() == client.0
+            && self.maps().control(slot) == control::LIVE
+            && self.maps().meta(slot).id != 0
+    }
+
+    /// When listeners and pools are there: they are sessions like any other from now on. Returns how many.
+    pub fn adopt(&self, proxy: &Proxy, found: Found) -> usize {
+        let count = found.sessions.len();
+        for (slot, port, client, backend) in found.sessions {
+            self.adopt_one(proxy, slot, port, client, backend);
+        }
+        count
+    }
+
+    fn adopt_one(&self, proxy: &Proxy, slot: Slot, port: Port, client: (FlowKey, Flow), backend: (FlowKey, Flow)) {
+        let meta = self.maps().meta(slot.index());
+        let name = |number| self.labels.name(self.maps(), number);
+        let (listener, pool) = (name(meta.listener), name(meta.pool));
+        let peer = address(client.0.src, client.0.src_port);
+        let mut record = SessionRecord::new(SessionId(meta.id), &listener, &pool, peer);
+        record.set_accepted_at(UNIX_EPOCH + Duration::from_millis(meta.accepted_ms));
+        let state = self.maps().state(slot.index());
+        record.count(meta.bytes[0] + state.side[0].bytes, meta.bytes[1] + state.side[1].bytes);
+        let own = address(backend.0.dst, backend.0.dst_port);
+        let by_tc = (client.1.flags | backend.1.flags) & FLOW_TC != 0;
+        record.update(|details| {
+            details.phase = Phase::Forward;
+            details.user = text(&meta.user);
+            details.database = text(&meta.database);
+            details.tls = meta.tls != 0;
+            details.backend_local = Some(own);
+            details.road = Some(if by_tc { Road::Tc } else { Road::Xdp }.as_str());
+        });
+        let record = Arc::new(record);
+        let listener = proxy.listeners.load().get(&listener).cloned();
+        if let Some(listener) = &listener {
+            listener.live.fetch_add(1, Relaxed);
+        }
+        let session = Session {
+            record: record.clone(),
+            listener,
+            pool: proxy.pools.load().get(&pool).cloned(),
+            place: None,
+            cancel_key: None,
+        };
+        self.table.insert(slot, [client.0, backend.0], port, session, state.side.map(|side| side.bytes));
+        self.unattached.fetch_add(1, Relaxed);
+        proxy.registry.insert(record);
+    }
+
+    /// Gives adopted sessions their places at backends, as these become known to their pools.
+    pub fn attach_adopted(&self) {
+        if self.unattached.load(Relaxed) == 0 {
+            return;
+        }
+        let mut left = 0;
+        self.table.each(0..self.table.end(), |_, entry| {
+            let Some(session) = entry.session.as_mut().filter(|session| session.place.is_none()) else { return };
+            let Some(pool) = &session.pool else { return };
+            let at = address(entry.keys[1].src, entry.keys[1].src_port);
+            let Some(backend) = pool.backends.load().iter().find(|backend| backend.address == at).cloned() else {
+                left += 1;
+                return;
+            };
+            session.record.update(|details| details.backend = Some(backend.clone()));
+            session.place = Place::take(&backend, 0).map(|place| PlaceGuard::new(place, pool));
+        });
+        self.unattached.store(left, Relaxed);
+    }
+
+    /// Writes down who a session is, for the process after us.
+    pub fn describe(&self, slot: u32, record: &SessionRecord) {
+        let details = record.details();
+        let (bytes_in, bytes_out) = record.bytes();
+        let since = record.accepted_at().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let meta = SessionMeta {
+            id: record.id.0,
+            accepted_ms: since.as_millis() as u64,
+            bytes: [bytes_in, bytes_out],
+            listener: self.labels.number(self.maps(), &record.listener),
+            pool: self.labels.number(self.maps(), &record.pool),
+            tls: details.tls.into(),
+            pad: [0; 3],
+            user: cut_off(details.user.as_deref()),
+            database: cut_off(details.database.as_deref()),
+        };
+        self.maps().set_meta(slot, &meta);
+    }
+}
+
+/// As much of a text as fits, cut at a character.
+fn cut_off(text: Option<&str>) -> [u8; 32] {
+    let text = text.unwrap_or_default();
+    let mut bytes = [0; 32];
+    let end = text.floor_char_boundary(bytes.len());
+    bytes[..end].copy_from_slice(&text.as_bytes()[..end]);
+    bytes
+}
+
+fn text(bytes: &[u8; 32]) -> Option<String> {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    (end > 0).then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_name_is_cut_at_a_character() {
+        assert_eq!(text(&cut_off(Some("app"))).as_deref(), Some("app"));
+        assert_eq!(text(&cut_off(None)), None);
+        let long = "ä".repeat(20);
+        assert_eq!(text(&cut_off(Some(&long))).unwrap(), "ä".repeat(16));
+        let odd = format!("a{}", "ä".repeat(20));
+        assert_eq!(text(&cut_off(Some(&odd))).unwrap(), format!("a{}", "ä".repeat(15)));
+    }
+}

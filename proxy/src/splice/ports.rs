@@ -1,0 +1,144 @@
+//! Source ports of backend legs that may be spliced. After the hand-off the kernel no longer knows that a port is in use,
+//! so it must never have given it out: the range is pgsplice's own (`splice.source_ports`), and a port rests after use.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// TIME_WAIT of whoever closed first (include/net/tcp.h, TCP_TIMEWAIT_LEN).
+pub const REST: Duration = Duration::from_secs(60);
+
+/// The ports of all (source, backend) pairs.
+#[derive(Debug)]
+pub struct Ports {
+    range: RangeInclusive<u16>,
+    pairs: Mutex<HashMap<Pair, Pool>>,
+}
+
+type Pair = (IpAddr, SocketAddr);
+
+/// One in use; given back when dropped.
+#[derive(Debug)]
+pub struct Port {
+    number: u16,
+    pair: Pair,
+    owner: Weak<Ports>,
+}
+
+#[derive(Debug)]
+struct Pool {
+    /// The lowest that was never given out; `None` when all were.
+    fresh: Option<u16>,
+    /// Given back, the longest-rested first.
+    resting: VecDeque<(u16, Instant)>,
+    /// Taken out of turn, by sessions of a process before us; those below `fresh` rest like any other.
+    adopted: HashSet<u16>,
+}
+
+impl Ports {
+    pub fn new(range: RangeInclusive<u16>) -> Arc<Self> {
+        Arc::new(Self { range, pairs: Mutex::default() })
+    }
+
+    /// `None`: all are in use or at rest.
+    pub fn take(self: &Arc<Self>, source: IpAddr, backend: SocketAddr, now: Instant) -> Option<Port> {
+        let pair = (source, backend);
+        let mut pairs = self.pairs.lock();
+        let pool = pairs.entry(pair).or_insert_with(|| Pool::new(&self.range));
+        let number = pool.take(*self.range.end(), now)?;
+        Some(Port { number, pair, owner: Arc::downgrade(self) })
+    }
+
+    /// One that a session of a process before us has. Also outside the range, which may have been another one then.
+    pub fn adopt(self: &Arc<Self>, source: IpAddr, backend: SocketAddr, number: u16) -> Port {
+        let pair = (source, backend);
+        let mut pairs = self.pairs.lock();
+        pairs.entry(pair).or_insert_with(|| Pool::new(&self.range)).adopted.insert(number);
+        Port { number, pair, owner: Arc::downgrade(self) }
+    }
+}
+
+impl Port {
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.pair.0, self.number)
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        let Some(owner) = self.owner.upgrade() else { return };
+        if owner.range.contains(&self.number)
+            && let Some(pool) = owner.pairs.lock().get_mut(&self.pair)
+        {
+            pool.resting.push_back((self.number, Instant::now()));
+        }
+    }
+}
+
+impl Pool {
+    fn new(range: &RangeInclusive<u16>) -> Self {
+        Self { fresh: Some(*range.start()), resting: VecDeque::new(), adopted: HashSet::new() }
+    }
+
+    fn take(&mut self, last: u16, now: Instant) -> Option<u16> {
+        while let Some(number) = self.fresh {
+            self.fresh = number.checked_add(1).filter(|next| *next <= last);
+            if !self.adopted.contains(&number) {
+                return Some(number);
+            }
+        }
+        let (number, since) = *self.resting.front()?;
+        if now.saturating_duration_since(since) < REST {
+            return None;
+        }
+        self.resting.pop_front();
+        Some(number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
+    fn backend(last: u8) -> SocketAddr {
+        SocketAddr::from(([10, 0, 1, last], 6432))
+    }
+
+    #[test]
+    fn a_port_rests_a_minute_and_every_pair_has_its_own() {
+        let (ports, now) = (Ports::new(2000..=2001), Instant::now());
+        let first = ports.take(SOURCE, backend(1), now).unwrap();
+        let second = ports.take(SOURCE, backend(1), now).unwrap();
+        assert_eq!((first.number, second.number), (2000, 2001));
+        assert!(ports.take(SOURCE, backend(1), now).is_none());
+        assert_eq!(ports.take(SOURCE, backend(2), now).unwrap().number, 2000);
+        drop(second);
+        assert!(ports.take(SOURCE, backend(1), now).is_none());
+        let later = Instant::now() + REST;
+        assert_eq!(ports.take(SOURCE, backend(1), later).unwrap().number, 2001);
+    }
+
+    #[test]
+    fn what_a_session_before_us_has_is_not_given_out() {
+        let (ports, now) = (Ports::new(2000..=2002), Instant::now());
+        let adopted = ports.adopt(SOURCE, backend(1), 2001);
+        let _far = ports.adopt(SOURCE, backend(1), 9000);
+        let taken: Vec<Port> = std::iter::from_fn(|| ports.take(SOURCE, backend(1), now)).collect();
+        assert_eq!(taken.iter().map(|port| port.number).collect::<Vec<_>>(), [2000, 2002]);
+        drop(adopted);
+        assert_eq!(ports.take(SOURCE, backend(1), Instant::now() + REST).unwrap().number, 2001);
+    }
+
+    #[test]
+    fn the_last_port_of_all_is_no_overflow() {
+        let (ports, now) = (Ports::new(65_535..=65_535), Instant::now());
+        let _last = ports.take(SOURCE, backend(1), now).unwrap();
+        assert!(ports.take(SOURCE, backend(1), now).is_none());
+    }
+}

@@ -1,0 +1,203 @@
+//! The sessions that are in the kernel: their slots in the maps, and what user space keeps of each until it ends.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use pgsplice_ebpf::flow::FlowKey;
+
+use super::ports::Port;
+use crate::pg::cancel::Remembered;
+use crate::pool::Pool;
+use crate::proxy::Listener;
+use crate::session::connect::PlaceGuard;
+use crate::session::{SessionId, SessionRecord, Termination};
+
+#[derive(Clone, Debug)]
+pub struct Table(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    capacity: u32,
+    /// The lowest slot that was never used.
+    fresh: u32,
+    /// Free again. Used in turn: a packet that is still in a program's hands may count for a slot's last session.
+    freed: VecDeque<u32>,
+    /// By slot.
+    entries: Vec<Option<Box<Spliced>>>,
+    by_id: HashMap<SessionId, u32>,
+}
+
+/// A place in the maps, free again when dropped.
+#[derive(Debug)]
+pub struct Slot {
+    index: u32,
+    table: Table,
+}
+
+/// One session in the kernel.
+#[derive(Debug)]
+pub struct Spliced {
+    /// Client, backend: the keys of what comes from them.
+    pub keys: [FlowKey; 2],
+    /// `None` once it has ended; its flows and its port linger.
+    pub session: Option<Session>,
+    pub ended: Option<Instant>,
+    /// Keepalives sent to each side since it was last heard.
+    pub probes: [u8; 2],
+    /// Bytes of each side that are in the counters already.
+    pub counted: [u64; 2],
+    pub port: Port,
+    slot: Slot,
+}
+
+/// What ends with the session.
+#[derive(Debug)]
+pub struct Session {
+    pub record: Arc<SessionRecord>,
+    /// `None` for a session of a process before us whose listener is configured no more.
+    pub listener: Option<Arc<Listener>>,
+    pub pool: Option<Arc<Pool>>,
+    /// `None` while the backend of an adopted session is not known to its pool.
+    pub place: Option<PlaceGuard>,
+    pub cancel_key: Option<Remembered>,
+}
+
+impl Table {
+    pub fn new(capacity: u32) -> Self {
+        let (freed, entries, by_id) = Default::default();
+        Self(Arc::new(Mutex::new(Inner { capacity, fresh: 0, freed, entries, by_id })))
+    }
+
+    /// `None`: it is full.
+    pub fn reserve(&self) -> Option<Slot> {
+        let mut inner = self.0.lock();
+        let index = match inner.fresh {
+            fresh if fresh < inner.capacity => {
+                inner.fresh += 1;
+                fresh
+            }
+            _ => inner.freed.pop_front()?,
+        };
+        Some(Slot { index, table: self.clone() })
+    }
+
+    /// These slots are in use by sessions of a process before us; called before the first [`Self::reserve`].
+    pub fn adopt(&self, in_use: &[u32]) -> Vec<Slot> {
+        let mut inner = self.0.lock();
+        let above = in_use.iter().max().map_or(0, |highest| highest + 1);
+        inner.freed.extend((0..above).filter(|index| !in_use.contains(index)));
+        inner.fresh = above;
+        in_use.iter().map(|index| Slot { index: *index, table: self.clone() }).collect()
+    }
+
+    pub fn insert(&self, slot: Slot, keys: [FlowKey; 2], port: Port, session: Session, counted: [u64; 2]) {
+        let (index, id) = (slot.index, session.record.id);
+        let entry = Spliced { keys, session: Some(session), ended: None, probes: [0; 2], counted, port, slot };
+        let mut inner = self.0.lock();
+        if inner.entries.len() <= index as usize {
+            inner.entries.resize_with(index as usize + 1, || None);
+        }
+        inner.entries[index as usize] = Some(Box::new(entry));
+        inner.by_id.insert(id, index);
+    }
+
+    /// Whether the session in this slot has not ended.
+    pub fn is_live(&self, index: u32) -> bool {
+        let inner = self.0.lock();
+        inner.entries.get(index as usize).and_then(Option::as_ref).is_some_and(|entry| entry.session.is_some())
+    }
+
+    pub fn find(&self, id: SessionId) -> Option<u32> {
+        self.0.lock().by_id.get(&id).copied()
+    }
+
+    /// Sessions that have not ended.
+    pub fn live(&self) -> usize {
+        self.0.lock().by_id.len()
+    }
+
+    /// Entries that have a slot, up to here; for going through all of them.
+    pub fn end(&self) -> u32 {
+        self.0.lock().entries.len() as u32
+    }
+
+    /// Looks at the entry in a slot.
+    pub fn with<T>(&self, index: u32, look: impl FnOnce(&mut Spliced) -> T) -> Option<T> {
+        let mut inner = self.0.lock();
+        inner.entries.get_mut(index as usize)?.as_mut().map(|entry| look(entry))
+    }
+
+    /// Looks at each entry of a range of slots.
+    pub fn each(&self, range: std::ops::Range<u32>, mut look: impl FnMut(u32, &mut Spliced)) {
+        let mut inner = self.0.lock();
+        let range = range.start as usize..(range.end as usize).min(inner.entries.len());
+        for index in range {
+            if let Some(entry) = inner.entries[index].as_mut() {
+                look(index as u32, entry);
+            }
+        }
+    }
+
+    /// Takes what ends with the session out of its entry, which lingers. `None` if it has ended before.
+    pub fn take_session(&self, index: u32) -> Option<Session> {
+        let mut inner = self.0.lock();
+        let entry = inner.entries.get_mut(index as usize)?.as_mut()?;
+        entry.ended = Some(Instant::now());
+        let session = entry.session.take()?;
+        inner.by_id.remove(&session.record.id);
+        Some(session)
+    }
+
+    /// Takes the entry out; slot and port are free when it is dropped.
+    pub fn remove(&self, index: u32) -> Option<Box<Spliced>> {
+        self.0.lock().entries.get_mut(index as usize)?.take()
+    }
+}
+
+impl Slot {
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+}
+
+impl Spliced {
+    pub fn slot(&self) -> u32 {
+        self.slot.index
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.table.0.lock().freed.push_back(self.index);
+    }
+}
+
+/// Which side ended or reset a session, as a termination.
+pub fn reset_by(side: usize) -> Termination {
+    if side == 0 { Termination::ClientReset } else { Termination::BackendReset }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_table_says_so_and_a_freed_slot_is_used_again() {
+        let table = Table::new(2);
+        let (first, second) = (table.reserve().unwrap(), table.reserve().unwrap());
+        assert!(table.reserve().is_none());
+        assert_eq!((first.index(), second.index()), (0, 1));
+        drop(first);
+        assert_eq!(table.reserve().unwrap().index(), 0);
+    }
+
+    #[test]
+    fn slots_of_adopted_sessions_are_not_given_out() {
+        let table = Table::new(5);
+        let _adopted = table.adopt(&[1, 3]);
+        let taken: Vec<Slot> = std::iter::from_fn(|| table.reserve()).collect();
+        assert_eq!(taken.iter().map(Slot::index).collect::<Vec<_>>(), [4, 0, 2]);
+    }
+}

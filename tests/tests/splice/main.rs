@@ -1,0 +1,412 @@
+//! Sessions in the kernel, by TC and by XDP, between two real TCP ends on hosts of their own.
+
+// A test stops at the first thing that goes wrong.
+#![allow(clippy::unwrap_used)]
+
+mod peer;
+mod rig;
+
+use std::net::Shutdown;
+
+use rig::{Rig, Road, SOON, Setting};
+use xtask::lab::until;
+
+const MB: usize = 1 << 20;
+
+fn on_both(test: impl Fn(Rig)) {
+    Road::BOTH.into_iter().for_each(|road| test(Setting::new(road).up()));
+}
+
+fn on_both_with(set: impl Fn(Setting) -> Setting, test: impl Fn(Rig)) {
+    Road::BOTH.into_iter().for_each(|road| test(set(Setting::new(road)).up()));
+}
+
+#[test]
+fn a_spliced_session_moves_every_byte_and_costs_no_socket() {
+    on_both(|rig| {
+        let mut client = rig.spliced();
+        until("both sockets to be gone", SOON, || rig.sockets() == 0).unwrap();
+        for length in [1, 100, 1447, 1448, 1449, 5000, 70_000] {
+            client.echo(length).unwrap();
+        }
+        client.get(20 * MB).unwrap();
+        client.put(20 * MB).unwrap();
+        let session = &rig.sessions()[0];
+        assert_eq!((session["user"].as_str(), session["database"].as_str()), (Some("app"), Some("shop")));
+        drop(client);
+        rig.wait_ended("client-closed", 1);
+        let line = rig.proxy().access_lines().unwrap().remove(0);
+        assert!(line.contains(&format!("road=\"{}\"", rig.road.name())), "{line}");
+        assert_eq!(rig.sessions().len(), 0);
+    });
+}
+
+#[test]
+fn the_bytes_of_a_spliced_session_are_counted_to_the_last() {
+    on_both(|rig| {
+        let mut client = rig.spliced();
+        client.get(MB).unwrap();
+        client.put(2 * MB).unwrap();
+        drop(client);
+        rig.wait_ended("client-closed", 1);
+        let line = rig.proxy().access_lines().unwrap().remove(0);
+        let field = |name: &str| -> usize {
+            let at = line.find(name).unwrap() + name.len();
+            line[at..].split(' ').next().unwrap().parse().unwrap()
+        };
+        let chunks = 2 * MB / (32 * 1024);
+        let up = peer::startup().len() + (5 + 17) + (5 + 1) + 2 * MB + 5 * chunks + 5;
+        assert_eq!(field("bytes_in="), up, "{line}");
+        let down = (9 + 13 + 6) + (MB + 5 * chunks / 2 + 6) + (13 + 6);
+        assert_eq!(field("bytes_out="), down, "{line}");
+    });
+}
+
+#[test]
+fn each_order_of_ends_is_carried_over_and_told_by_its_name() {
+    on_both(|rig| {
+        // The client half-closes; the backend hears it and closes.
+        let mut client = rig.spliced();
+        client.stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(client.end().unwrap(), 0);
+        drop(client);
+        rig.wait_ended("client-closed", 1);
+        // The backend half-closes; the client still sends, then closes.
+        let mut client = rig.spliced();
+        client.ask(b'f', 0).unwrap();
+        assert_eq!(client.end().unwrap(), 0);
+        client.ask(b'f', 0).unwrap();
+        drop(client);
+        rig.wait_ended("backend-closed", 1);
+        let client = rig.spliced();
+        client.reset().unwrap();
+        rig.wait_ended("client-reset", 1);
+        let mut client = rig.spliced();
+        client.ask(b'r', 0).unwrap();
+        assert_eq!(client.end().unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        rig.wait_ended("backend-reset", 1);
+        until("the backend to have let go of all", SOON, || {
+            rig.server.connections.load(std::sync::atomic::Ordering::SeqCst) == 0
+        })
+        .unwrap();
+    });
+}
+
+#[test]
+fn kill_9_in_the_middle_of_a_stream_loses_nothing_and_the_next_process_adopts_it() {
+    on_both(|mut rig| {
+        let clients: Vec<_> = (0..4).map(|_| rig.client()).collect();
+        rig.wait_spliced(4);
+        let moving: Vec<_> = clients
+            .into_iter()
+            .map(|mut client| {
+                std::thread::spawn(move || {
+                    for _ in 0..3 {
+                        client.get(8 * MB).unwrap();
+                        client.put(8 * MB).unwrap();
+                    }
+                    client
+                })
+            })
+            .collect();
+        rig.kill_proxy();
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        rig.start_proxy();
+        rig.wait_spliced(4);
+        let mut clients: Vec<_> = moving.into_iter().map(|one| one.join().unwrap()).collect();
+        let sessions = rig.sessions();
+        assert!(sessions.iter().all(|one| one["user"] == "app" && one["backend"] == "b"), "{sessions:?}");
+        // Killed by id, cut by pool, ended by themselves: all as for any session.
+        let id = sessions[0]["id"].as_str().unwrap().to_owned();
+        rig.proxy().command(&["kill", &id]).unwrap();
+        rig.wait_ended("killed", 1);
+        let reset = clients.iter_mut().map(|client| client.echo(100)).filter(Result::is_err).count();
+        assert_eq!(reset, 1);
+        drop(clients);
+        rig.wait_ended("client-closed", 3);
+    });
+}
+
+#[test]
+fn a_killed_session_is_reset_at_both_ends() {
+    on_both(|rig| {
+        let mut client = rig.spliced();
+        rig.proxy().command(&["kill", "--all"]).unwrap();
+        assert_eq!(client.end().unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        rig.wait_ended("killed", 1);
+        until("the backend to hear of it", SOON, || {
+            rig.server.connections.load(std::sync::atomic::Ordering::SeqCst) == 0
+        })
+        .unwrap();
+    });
+}
+
+#[test]
+fn ipv6_is_spliced_too() {
+    for road in Road::BOTH {
+        let rig = Setting { v6: true, ..Setting::new(road) }.up();
+        let mut client = rig.spliced();
+        client.echo(3000).unwrap();
+        client.get(5 * MB).unwrap();
+        client.put(5 * MB).unwrap();
+        client.reset().unwrap();
+        rig.wait_ended("client-reset", 1);
+    }
+}
+
+#[test]
+fn under_loss_every_byte_arrives() {
+    for (road, per_mille) in [(Road::Tc, 10), (Road::Xdp, 10), (Road::Tc, 50), (Road::Xdp, 50)] {
+        let rig = Setting::new(road).up();
+        rig.net.loss("client", per_mille).unwrap();
+        rig.net.loss("backend", per_mille).unwrap();
+        let moving: Vec<_> = (0..8)
+            .map(|number| {
+                let mut client = rig.client();
+                std::thread::spawn(move || {
+                    for length in (1..30).map(|n| n * 997 + number) {
+                        client.echo(length).unwrap();
+                    }
+                    client.get(2 * MB).unwrap();
+                    client.put(2 * MB).unwrap();
+                })
+            })
+            .collect();
+        moving.into_iter().for_each(|one| one.join().unwrap());
+    }
+}
+
+#[test]
+fn a_reply_longer_than_a_segment_is_relayed_and_the_next_one_taken() {
+    on_both_with(
+        |setting| Setting { reply: 20_000, ..setting },
+        |rig| {
+            let mut client = rig.client();
+            client.echo(100).unwrap();
+            rig.wait_spliced(1);
+            client.get(MB).unwrap();
+        },
+    );
+}
+
+#[test]
+fn a_client_that_speaks_before_the_reply_loses_nothing() {
+    on_both(|rig| {
+        // The startup and a hundred requests in one go: never a quiet moment until all are answered.
+        let mut clients: Vec<_> = (0..20)
+            .map(|_| {
+                let mut client = rig.client();
+                for _ in 0..100 {
+                    client.ask(b's', 0).unwrap();
+                }
+                client
+            })
+            .collect();
+        for client in &mut clients {
+            for _ in 0..100 {
+                client.until_ready().unwrap();
+            }
+            client.echo(1000).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_session_that_does_not_qualify_is_relayed_and_says_why() {
+    let off = |what: &'static str| vec![("client", what)];
+    for (why, before) in [
+        ("timestamps", off("echo 0 > /proc/sys/net/ipv4/tcp_timestamps")),
+        ("sack", off("echo 0 > /proc/sys/net/ipv4/tcp_sack")),
+        ("mss", vec![("backend", "ip link set eth0 mtu 1400")]),
+        // The wire has other addresses than the socket.
+        (
+            "unseen",
+            vec![(
+                "proxy",
+                "nft add table ip nat; nft 'add chain ip nat pre { type nat hook prerouting priority -100; }'; \
+                 nft add rule ip nat pre tcp dport 5431 dnat to 10.1.0.5:5432",
+            )],
+        ),
+    ] {
+        let rig = Setting { before, ..Setting::new(Road::Tc) }.up();
+        let mut to = rig.address();
+        if why == "unseen" {
+            to.set_port(5431);
+        }
+        let mut client = peer::Client::connect(rig.host("client"), to).unwrap();
+        client.echo(5000).unwrap();
+        client.get(MB).unwrap();
+        drop(client);
+        rig.wait_ended("client-closed", 1);
+        let line = rig.proxy().access_lines().unwrap().remove(0);
+        assert!(line.contains("road=\"relay\"") && line.contains(&format!("road_why=\"{why}\"")), "{why}: {line}");
+    }
+}
+
+#[test]
+fn xdp_without_forwarding_is_refused_and_said() {
+    let off = "echo 0 > /proc/sys/net/ipv4/ip_forward";
+    let rig = Setting { before: vec![("proxy", off)], ..Setting::new(Road::Xdp) }.up();
+    let mut client = rig.client();
+    client.echo(5000).unwrap();
+    assert_eq!(rig.sessions()[0]["road_why"], "forwarding-off");
+    rig.host("proxy").run(["sh", "-ec", "echo 1 > /proc/sys/net/ipv4/ip_forward"]).unwrap();
+    drop(client);
+    // The answer is asked for anew each second.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let mut client = rig.spliced();
+    client.echo(5000).unwrap();
+}
+
+#[test]
+fn a_leg_without_window_scaling_is_spliced() {
+    on_both_with(
+        |setting| Setting { before: vec![("client", "echo 0 > /proc/sys/net/ipv4/tcp_window_scaling")], ..setting },
+        |rig| {
+            let mut client = rig.spliced();
+            client.get(10 * MB).unwrap();
+            client.put(10 * MB).unwrap();
+        },
+    );
+}
+
+#[test]
+fn a_client_with_a_larger_mtu_is_told_what_the_narrower_side_takes() {
+    let wide = "ip link set eth0 mtu 9000";
+    let before = vec![("client", wide), ("proxy", wide)];
+    let rig = Setting { before, ..Setting::new(Road::Tc) }.up();
+    rig.net
+        .on_switch()
+        .args(["sh", "-c", "ip link set client.0 mtu 9000; ip link set proxy.0 mtu 9000"])
+        .status()
+        .unwrap();
+    let mut client = rig.spliced();
+    client.get(10 * MB).unwrap();
+    client.put(10 * MB).unwrap();
+}
+
+#[test]
+fn a_full_table_leaves_the_rest_to_the_relay() {
+    on_both_with(
+        |setting| Setting { splice: "max_sessions = 2\n", ..setting },
+        |rig| {
+            let mut clients: Vec<_> = (0..3).map(|_| rig.client()).collect();
+            rig.wait_spliced(2);
+            clients.iter_mut().for_each(|client| client.echo(100).unwrap());
+            assert_eq!(rig.on_road("relay"), 1);
+            assert_eq!(rig.metric("pgsplice_handoffs_refused_total{why=\"full\"}"), 2.0);
+        },
+    );
+}
+
+#[test]
+fn a_hand_off_can_wait_for_replies_or_for_time() {
+    on_both_with(
+        |setting| Setting { listener: "splice_after = 3", ..setting },
+        |rig| {
+            let mut client = rig.client();
+            client.echo(10).unwrap();
+            client.echo(10).unwrap();
+            assert_eq!(rig.on_road("relay"), 1);
+            client.echo(10).unwrap();
+            rig.wait_spliced(1);
+            client.echo(10).unwrap();
+        },
+    );
+    let rig = Setting { listener: "splice_after = \"1s\"", ..Setting::new(Road::Tc) }.up();
+    let mut client = rig.client();
+    client.echo(10).unwrap();
+    assert_eq!(rig.on_road("relay"), 1);
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    client.echo(10).unwrap();
+    rig.wait_spliced(1);
+    client.echo(10).unwrap();
+}
+
+#[test]
+fn a_vanished_end_is_noticed_and_the_other_told() {
+    const TCP: &str = "[listener.l.tcp]\nkeepalive_idle = \"1s\"\nkeepalive_interval = \"1s\"\nkeepalive_count = 2\n\
+                       [pool.p.tcp]\nkeepalive_idle = \"1s\"\nkeepalive_interval = \"1s\"\nkeepalive_count = 2\n";
+    on_both_with(
+        |setting| Setting { more: TCP, ..setting },
+        |rig| {
+            let mut idle = rig.spliced();
+            // One that only stands is asked and answers.
+            std::thread::sleep(std::time::Duration::from_secs(5));
+            idle.echo(100).unwrap();
+            rig.net.cut("client").unwrap();
+            rig.wait_ended("client-reset", 1);
+            until("the backend to hear of it", SOON, || {
+                rig.server.connections.load(std::sync::atomic::Ordering::SeqCst) == 0
+            })
+            .unwrap();
+        },
+    );
+}
+
+#[test]
+fn an_idle_session_is_cut_at_its_limit() {
+    on_both_with(
+        |setting| Setting { more: "[pool.p.timeouts]\nidle = \"2s\"\n", ..setting },
+        |rig| {
+            let mut client = rig.spliced();
+            assert_eq!(client.end().unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+            rig.wait_ended("idle-timeout", 1);
+        },
+    );
+}
+
+#[test]
+fn a_backend_whose_link_layer_address_changes_is_found_again() {
+    on_both(|rig| {
+        let mut client = rig.spliced();
+        client.echo(100).unwrap();
+        rig.host("backend")
+            .run([
+                "sh",
+                "-ec",
+                "ip link set eth0 down; ip link set eth0 address 02:00:00:00:00:77; ip link set eth0 up",
+            ])
+            .unwrap();
+        client.echo(100).unwrap();
+        client.get(MB).unwrap();
+    });
+}
+
+#[test]
+fn sigterm_leaves_the_sessions_in_the_kernel_to_the_next_process() {
+    on_both(|mut rig| {
+        let mut client = rig.spliced();
+        let stopped = rig.proxy.take().unwrap();
+        stopped.service().kill(libc::SIGTERM).unwrap();
+        until("its end", SOON, || !stopped.service().is_running()).unwrap();
+        client.get(MB).unwrap();
+        rig.start_proxy();
+        rig.wait_spliced(1);
+        client.put(MB).unwrap();
+        drop(client);
+        rig.wait_ended("client-closed", 1);
+        let stopped = rig.proxy.take().unwrap();
+        stopped.service().kill(libc::SIGTERM).unwrap();
+        until("its end", SOON, || !stopped.service().is_running()).unwrap();
+        let left = rig.host("proxy").output(["ls", "/sys/fs/bpf"]).unwrap();
+        assert!(!left.contains("pgsplice"), "pins are left behind: {left}");
+    });
+}
+
+#[test]
+fn connection_tracking_does_not_keep_what_it_will_never_see_the_end_of() {
+    let track = "nft add table inet t; nft 'add chain inet t f { type filter hook input priority 0; }'; \
+                 nft add rule inet t f ct state established accept";
+    let rig = Setting { before: vec![("proxy", track)], ..Setting::new(Road::Tc) }.up();
+    let count =
+        || rig.host("proxy").read("/proc/sys/net/netfilter/nf_conntrack_count").unwrap().trim().parse::<u32>().unwrap();
+    // Until pgsplice has seen that there is a table.
+    let _first = rig.client();
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let mut clients: Vec<_> = (0..10).map(|_| rig.client()).collect();
+    rig.wait_spliced(11);
+    until("the entries to go", SOON, || count() <= 4).unwrap();
+    clients.iter_mut().for_each(|client| client.echo(100).unwrap());
+    assert!(count() <= 4, "{} entries", count());
+}
