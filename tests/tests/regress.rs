@@ -37,6 +37,15 @@ impl Bed {
         Ok(Self { lab, proxy })
     }
 
+    /// Whether suite and server are of the same point release.
+    fn is_of_one_release(&self) -> bool {
+        let server = self.lab.superuser_sql(self.lab.host("pg1"), "SHOW server_version").unwrap();
+        let server = server.split(' ').next().unwrap_or_default().to_owned();
+        let fetched = std::fs::read_dir(xtask::setup::root().join("opt/fetched")).unwrap();
+        let mut names = fetched.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+        names.any(|name| name.contains(&format!("_{server}.orig.tar")))
+    }
+
     /// Runs the suite against a server; gives what pg_regress said (TAP).
     fn run(&self, server: &Host) -> Result<String> {
         let server = format!("--host={}", server.v4());
@@ -61,6 +70,18 @@ impl Bed {
     }
 }
 
+/// The scripts whose output was not the expected one: `not ok 99    + join    4427 ms`.
+fn failed_scripts(said: &str) -> Vec<String> {
+    let name = |line: &str| {
+        line.strip_prefix("not ok")?.split_whitespace().find(|word| word.chars().all(is_name)).map(str::to_owned)
+    };
+    said.lines().filter_map(name).collect()
+}
+
+fn is_name(c: char) -> bool {
+    c.is_ascii_lowercase() || c == '_'
+}
+
 /// Copies the suite that setup has unpacked and compiled.
 fn install(host: &Host) -> Result<()> {
     let archive = tempfile::NamedTempFile::new()?;
@@ -81,9 +102,13 @@ fn install(host: &Host) -> Result<()> {
 #[test]
 fn postgresqls_own_regression_suite_passes_through_pgsplice() {
     let bed = Bed::up().unwrap();
+    // Where the mirror had only the suite of the point release before, some scripts expect what that one said. They
+    // must then fail without pgsplice, too, and no others.
+    let known =
+        if bed.is_of_one_release() { Vec::new() } else { failed_scripts(&bed.run(bed.lab.host("pg1")).unwrap()) };
     let said = bed.run(bed.lab.proxy()).unwrap();
-    let failed: Vec<&str> = said.lines().filter(|line| line.starts_with("not ok")).collect();
-    if !failed.is_empty() || !said.contains("tests passed.") {
+    let failed: Vec<String> = failed_scripts(&said).into_iter().filter(|script| !known.contains(script)).collect();
+    if !failed.is_empty() || known.is_empty() && !said.contains("tests passed.") {
         let differences = bed.lab.host("pg1").read(format!("{SUITE}/regression.diffs")).unwrap_or_default();
         let begin: String = differences.lines().take(200).flat_map(|line| [line, "\n"]).collect();
         panic!("failed: {failed:#?}\n{said}\nThe first differences:\n{begin}");

@@ -215,7 +215,7 @@ fn another_layout_gives_way_after_the_new_one_is_in_place() {
         let guard = Guard::start(&host.config(), &[]).unwrap();
         drop(guard);
         // As if a later pgsplice had pinned it.
-        std::fs::rename(host.pins().join("v1"), host.pins().join("v9")).unwrap();
+        std::fs::rename(host.pins().join("v2"), host.pins().join("v9")).unwrap();
         let guard = Guard::start(&host.config(), &[]).unwrap();
         assert!(!exists(&host.pins().join("v9")));
         assert!(exists(&host.pins().join("v2/maps/LISTENERS")));
