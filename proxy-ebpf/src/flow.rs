@@ -121,6 +121,9 @@ pub const FLOW_TIMESTAMPS: u16 = 2;
 pub const FLOW_XDP: u16 = 4;
 /// The TC program forwards it; the XDP program passes it up.
 pub const FLOW_TC: u16 = 8;
+/// The XDP program sends it back out of the interface it came in by with a redirect and not with XDP_TX, which a veth
+/// carries on only if its other end has an XDP program, too.
+pub const FLOW_REDIRECT: u16 = 16;
 pub const NO_LISTENER: u32 = u32::MAX;
 
 /// Values of `CONTROL`, one a session, written by user space alone.

@@ -8,7 +8,7 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
-use pgsplice_ebpf::flow::{FLOW_XDP, Flow, NO_LISTENER, WATCH_XDP, counter};
+use pgsplice_ebpf::flow::{FLOW_REDIRECT, FLOW_XDP, Flow, NO_LISTENER, WATCH_XDP, counter};
 
 use super::guard;
 use super::headers::{ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, Ethernet, TCP_CHECKSUM_AT, Vlan};
@@ -172,7 +172,7 @@ impl<const FRAGS: bool> Packet for Xdp<FRAGS> {
         if tagged {
             self.store(size_of::<Ethernet>(), &Vlan { tci: flow.out_vlan.to_be(), kind: ip })?;
         }
-        if way.ifindex == self.ifindex() {
+        if way.ifindex == self.ifindex() && flow.flags & FLOW_REDIRECT == 0 {
             return Some(XDP_TX as i32);
         }
         // SAFETY: the helper takes no pointers.

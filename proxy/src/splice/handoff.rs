@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgsplice_ebpf::flow::{
-    FLOW_FROM_CLIENT, FLOW_TC, FLOW_TIMESTAMPS, FLOW_XDP, Flow, FlowKey, NO_LISTENER, SIDE_RST, SessionState,
-    SideState, WATCH_MOVED, WATCH_TC, WATCH_TIMESTAMPS, WATCH_XDP, Watch, control,
+    FLOW_FROM_CLIENT, FLOW_REDIRECT, FLOW_TC, FLOW_TIMESTAMPS, FLOW_XDP, Flow, FlowKey, NO_LISTENER, SIDE_RST,
+    SessionState, SideState, WATCH_MOVED, WATCH_TC, WATCH_TIMESTAMPS, WATCH_XDP, Watch, control,
 };
 
 use super::sockets::{self, Numbers, TcpInfo};
@@ -58,6 +58,8 @@ struct Plan {
     infos: [TcpInfo; 2],
     road: Road,
     timestamps: bool,
+    /// An interface without a device behind it, such as a veth, is on the way.
+    virtual_way: bool,
 }
 
 /// In HOLD. Dropping it takes everything back.
@@ -139,7 +141,8 @@ impl Splice {
         if !silent || sockets::unread(legs.client)? > 0 || sockets::unread(legs.backend)? > 0 {
             return Err(Why::Busy.into());
         }
-        Ok(Plan { keys, watches, infos, road, timestamps })
+        let virtual_way = road == Road::Xdp && watches.iter().any(|watch| self.forwarding.is_virtual(watch.ifindex));
+        Ok(Plan { keys, watches, infos, road, timestamps, virtual_way })
     }
 
     /// The program on a leg's interface forwards what comes from that leg.
@@ -366,6 +369,7 @@ fn flows(
         let mut flags = road(&plan.watches[from]);
         flags |= if from == 0 { FLOW_FROM_CLIENT } else { 0 };
         flags |= if plan.timestamps { FLOW_TIMESTAMPS } else { 0 };
+        flags |= if plan.virtual_way { FLOW_REDIRECT } else { 0 };
         Flow {
             out: plan.keys[to].reversed(),
             slot,
