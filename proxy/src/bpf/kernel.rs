@@ -1,6 +1,7 @@
 //! Everything of ours in the kernel: the loaded programs, their maps and pins, and the interfaces they are on. One for
 //! the guard and the splice, for an interface has room for one XDP program.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use super::maps::Maps;
 use super::object::{LoadError, Object};
 use super::pins::{PinError, Pins};
 use super::splice::SpliceMaps;
+use super::sys;
 
 /// Dropping it leaves programs, maps and links where they are, as `kill -9` does, for the next process to take over.
 pub struct Kernel {
@@ -32,6 +34,11 @@ pub enum KernelError {
     Pin(#[from] PinError),
     #[error(transparent)]
     Load(#[from] LoadError),
+    #[error(
+        "sessions of another pgsplice version are in the kernel, under {pins}/{layout}, and this one cannot take them over: \
+         start that version and end them (`pgsplice kill --all`), or remove {pins} to reset them"
+    )]
+    OtherLayout { layout: String, pins: String },
 }
 
 impl Kernel {
@@ -41,6 +48,14 @@ impl Kernel {
     pub fn load(pin_path: &Path, sessions: u32) -> Result<(Arc<Self>, Maps), KernelError> {
         let pins = Pins::open(pin_path)?;
         let fresh = pins.is_unlinked()?;
+        // Their program would be replaced and their sessions lost.
+        for (layout, flows) in pins.flows_of_other_layouts()? {
+            let map =
+                sys::obj_get(&flows).map_err(|source| PinError::Io { what: "open", path: flows.clone(), source })?;
+            if !sys::is_empty(map.as_fd()).unwrap_or(false) {
+                return Err(KernelError::OtherLayout { layout, pins: pins.path().display().to_string() });
+            }
+        }
         let loaded = Object::load(&pins, sessions).and_then(|(mut object, maps)| {
             let splice = object.splice_maps(&pins)?;
             Ok((object, maps, splice))

@@ -147,6 +147,19 @@ impl Pins {
         Ok(removed)
     }
 
+    /// The flows of every other layout version that has any pinned: its name and where.
+    pub fn flows_of_other_layouts(&self) -> Result<Vec<(String, PathBuf)>, PinError> {
+        let ours = format!("v{LAYOUT_VERSION}");
+        let mut others = Vec::new();
+        for name in list(&self.path)? {
+            let flows = self.path.join(&name).join("maps").join(pgsplice_ebpf::flow::FLOWS);
+            if name.starts_with('v') && name != ours && flows.exists() {
+                others.push((name, flows));
+            }
+        }
+        Ok(others)
+    }
+
     /// Is nothing pinned for this layout?
     pub fn is_empty(&self) -> bool {
         let empty = |folder: &Path| list(folder).is_ok_and(|names| names.is_empty());

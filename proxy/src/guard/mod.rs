@@ -44,6 +44,8 @@ pub enum GuardError {
     Load(#[from] LoadError),
     #[error(transparent)]
     Attach(#[from] AttachError),
+    #[error(transparent)]
+    OtherLayout(KernelError),
     #[error("the guard's maps: {0}")]
     Map(#[from] MapError),
     #[error(
@@ -66,6 +68,7 @@ impl From<KernelError> for GuardError {
         match error {
             KernelError::Pin(error) => Self::Pin(error),
             KernelError::Load(error) => Self::Load(error),
+            error @ KernelError::OtherLayout { .. } => Self::OtherLayout(error),
         }
     }
 }

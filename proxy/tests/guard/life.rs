@@ -224,6 +224,20 @@ fn another_layout_gives_way_after_the_new_one_is_in_place() {
 }
 
 #[test]
+fn sessions_of_another_layout_are_not_thrown_away() {
+    on_a_host(|host| {
+        let guard = Guard::start(&host.config(), &[]).unwrap();
+        let key = pgsplice_ebpf::flow::FlowKey::default();
+        guard.kernel().splice().insert_flow(&key, &pgsplice_ebpf::flow::Flow::default()).unwrap();
+        drop(guard);
+        std::fs::rename(host.pins().join("v2"), host.pins().join("v9")).unwrap();
+        let refused = Guard::start(&host.config(), &[]).err().unwrap().to_string();
+        assert!(refused.contains("another pgsplice version"), "{refused}");
+        assert!(exists(&host.pins().join("v9/maps/FLOWS")));
+    });
+}
+
+#[test]
 fn killed_with_9_it_leaves_the_guard_and_the_next_takes_it_over() {
     on_a_host(|host| {
         let (_listener, addr, listeners) = listener();

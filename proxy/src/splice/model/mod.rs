@@ -211,7 +211,7 @@ impl Model {
         frame.extend(&arrival.frame[parsed.l3 - 2..parsed.l3]);
         frame.extend(ip);
 
-        sides.count(segment);
+        sides.count();
         let told = match sides.track(segment, flow, rewritten.tsval, arrival.now_ns) {
             Change::None => None,
             Change::Closed => Some(tell(event::CLOSED, flow)),

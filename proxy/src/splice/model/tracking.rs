@@ -44,9 +44,8 @@ impl Sides {
         SessionState { side: if self.from_client { [self.x, self.y] } else { [self.y, self.x] } }
     }
 
-    pub fn count(&mut self, segment: &Segment) {
+    pub fn count(&mut self) {
         self.x.packets += 1;
-        self.x.bytes += segment.payload as u64;
     }
 
     pub fn believes_rst(&self, seq: u32) -> bool {
@@ -76,6 +75,10 @@ impl Sides {
         let end = segment.seq.wrapping_add(segment.payload as u32).wrapping_add(u32::from(segment.has(FIN)));
         x.last_ns = now_ns;
         x.tsval = tsval.unwrap_or(x.tsval);
+        let last = end.wrapping_sub(u32::from(segment.has(FIN)));
+        if is_after(last, x.seq_end) {
+            x.bytes += u64::from(last.wrapping_sub(x.seq_end));
+        }
         x.seq_end = later(x.seq_end, end);
         let mut change = Change::None;
         if !is_after(y.acked, ack) {
