@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod config;
 pub mod doctor;
 pub mod guard;
+pub mod handover;
 pub mod health;
 pub mod log;
 pub mod pg;

@@ -1,14 +1,17 @@
 //! The running proxy: everything its threads share, and the few verbs that steer it.
 
+mod handover;
+
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
+use socket2::Socket;
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
@@ -16,11 +19,14 @@ use crate::admin::metrics::Metrics;
 use crate::cluster::{self, ClusterHandle, ClusterView};
 use crate::config::{self, BackendConfig, BackendSource, Config, Source, SpliceRoad};
 use crate::guard::{Guard, GuardError};
+use crate::handover::take::{TakeError, Takeover};
+use crate::handover::{Handover, Inherited, systemd};
 use crate::pg::cancel::CancelKeys;
 use crate::pool::director::Director;
 use crate::pool::{Backend, Pool};
+use crate::session::listening::{self, Bound};
 use crate::session::registry::Registry;
-use crate::session::worker::{self, Command};
+use crate::session::worker::{self, Command, Waiting};
 use crate::session::{SessionId, SessionRecord, Termination};
 use crate::splice::{Splice, adopt, sweep};
 
@@ -44,8 +50,11 @@ pub struct Proxy {
     splice: ArcSwapOption<Splice>,
     /// Held until the end of the process, for its writer flushes when it is dropped.
     log: Mutex<Option<crate::log::Log>>,
+    pub handover: Arc<Handover>,
     workers: Vec<worker::Handle>,
     draining: AtomicBool,
+    /// Whether a service manager has copies of our listening sockets.
+    kept: AtomicBool,
     /// One reload at a time, and what it owns.
     control: tokio::sync::Mutex<Control>,
 }
@@ -64,6 +73,8 @@ pub struct Listener {
     pub config: ArcSwap<config::Listener>,
     /// The addresses really bound (a configured port 0 is resolved here).
     pub bound: Vec<SocketAddr>,
+    /// Empty once it does not listen any more.
+    pub sockets: Mutex<Vec<Bound>>,
     /// The socket options that accepted sockets inherit from the listening ones.
     pub inherited: config::Tcp,
     /// Shared with the listener of this name that it replaced, as is `live`.
@@ -92,6 +103,11 @@ impl ListenerCounters {
 }
 
 impl Listener {
+    /// Its listening sockets, over all addresses.
+    pub fn listening_sockets(&self) -> Vec<Arc<Socket>> {
+        self.sockets.lock().iter().flat_map(|bound| bound.sockets.clone()).collect()
+    }
+
     /// Whether one session too many lives; whoever asks counts.
     pub fn is_over_limit(&self) -> bool {
         let limit = self.config.load().max_sessions;
@@ -130,6 +146,8 @@ pub enum ApplyError {
     Guard(#[from] GuardError),
     #[error("the splice: {0}")]
     Splice(io::Error),
+    #[error(transparent)]
+    Takeover(#[from] TakeError),
     #[error("data-plane thread {thread} did not start: {error}")]
     Thread { thread: usize, error: io::Error },
 }
@@ -138,8 +156,16 @@ pub enum ApplyError {
 #[derive(Default)]
 struct Prepared {
     resolved: BTreeMap<String, Vec<(BackendConfig, SocketAddr)>>,
-    /// By listener: the addresses bound and, a thread, one socket for each.
-    sockets: BTreeMap<String, (Vec<SocketAddr>, Vec<Vec<TcpListener>>)>,
+    /// By listener: its addresses, bound.
+    sockets: BTreeMap<String, Vec<Bound>>,
+}
+
+/// What a process begins with: nothing, by default.
+#[derive(Debug, Default)]
+pub struct Before {
+    pub inherited: Inherited,
+    /// The process whose sockets they are still runs.
+    pub takeover: Option<Takeover>,
 }
 
 impl Proxy {
@@ -148,6 +174,7 @@ impl Proxy {
         config: Config,
         source: Option<Source>,
         log: Option<crate::log::Log>,
+        before: &mut Before,
     ) -> Result<Arc<Self>, ApplyError> {
         let threads = match config.proxy.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -168,11 +195,16 @@ impl Proxy {
             guard: ArcSwapOption::empty(),
             splice: ArcSwapOption::empty(),
             log: Mutex::new(log),
+            handover: Arc::default(),
             workers,
             draining: AtomicBool::new(false),
+            kept: AtomicBool::new(false),
             control: tokio::sync::Mutex::default(),
         });
-        let prepared = proxy.prepare(&config).await?;
+        let prepared = proxy.prepare(&config, &mut before.inherited).await?;
+        if let Some(takeover) = &before.takeover {
+            takeover.claim_kernel().await?;
+        }
         let found = proxy.start_kernel(&config, &prepared)?;
         for (thread, inbox) in inboxes.into_iter().enumerate() {
             worker::start(proxy.clone(), thread, inbox).map_err(|error| ApplyError::Thread { thread, error })?;
@@ -304,7 +336,9 @@ impl Proxy {
 
     /// Read the file again. An error changes nothing.
     pub async fn reload(self: &Arc<Self>) -> Result<ReloadReport, String> {
+        systemd::reloading();
         let result = self.try_reload().await;
+        systemd::notify("READY=1");
         self.metrics.count_reload(result.is_ok());
         match &result {
             Ok(report) => {
@@ -324,6 +358,9 @@ impl Proxy {
         if self.lifecycle() == Lifecycle::Draining {
             return Err("the proxy is draining".into());
         }
+        if self.handover.is_under_way() {
+            return Err("another process is taking over".into());
+        }
         let mut control = self.control.lock().await;
         let (mut new, warnings) = source.load().map_err(|errors| errors.to_string())?;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
@@ -335,7 +372,7 @@ impl Proxy {
         new.log.format = old.log.format;
         let deny = std::mem::take(&mut new.guard.deny);
         new.guard = config::Guard { deny, ..old.guard.clone() };
-        let prepared = self.prepare(&new).await.map_err(|error| error.to_string())?;
+        let prepared = self.prepare(&new, &mut Inherited::default()).await.map_err(|error| error.to_string())?;
         if self.lifecycle() == Lifecycle::Draining {
             return Err("the proxy is draining".into());
         }
@@ -375,19 +412,13 @@ impl Proxy {
     /// many it cut. Sessions in the kernel are left alone: the next process adopts them.
     pub async fn drain(&self, limit: Duration) -> usize {
         self.draining.store(true, Relaxed);
-        self.stop_listening(None).await;
+        self.stop_listening(None, self.when_closing()).await;
         // A reload that was past its check may have opened listeners since; it holds the lock until it is done.
         if self.control.try_lock().is_err() {
             drop(self.control.lock().await);
-            self.stop_listening(None).await;
+            self.stop_listening(None, self.when_closing()).await;
         }
-        let deadline = tokio::time::Instant::now() + limit;
-        let over = async {
-            while self.in_user_space() > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if tokio::time::timeout_at(deadline, over).await.is_ok() {
+        if tokio::time::timeout(limit, self.sessions_over()).await.is_ok() {
             return 0;
         }
         let is_here = |id: SessionId| self.splice().is_none_or(|splice| splice.table.find(id).is_none());
@@ -405,8 +436,15 @@ impl Proxy {
         cut
     }
 
+    /// Returns when no session is left that ends with this process.
+    pub async fn sessions_over(&self) {
+        while self.in_user_space() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Everything that may fail: names resolved, new listening sockets bound.
-    async fn prepare(&self, config: &Config) -> Result<Prepared, ApplyError> {
+    async fn prepare(&self, config: &Config, inherited: &mut Inherited) -> Result<Prepared, ApplyError> {
         let mut prepared = Prepared::default();
         for (name, pool) in &config.pools {
             let BackendSource::Static(entries) = &pool.source else { continue };
@@ -432,8 +470,8 @@ impl Proxy {
                 continue;
             }
             let ours: Vec<SocketAddr> = running.values().flat_map(|running| running.bound.clone()).collect();
-            let sockets = self.bind(config, name, listener, &ours)?;
-            prepared.sockets.insert(name.clone(), sockets);
+            let bound = self.bind(config, name, listener, &ours, inherited)?;
+            prepared.sockets.insert(name.clone(), bound);
         }
         Ok(prepared)
     }
@@ -442,7 +480,7 @@ impl Proxy {
     fn addresses(&self, config: &Config, prepared: &Prepared) -> Vec<(String, SocketAddr)> {
         let running = self.listeners.load();
         let of = |name: &String| match prepared.sockets.get(name) {
-            Some((bound, _)) => bound.clone(),
+            Some(bound) => bound.iter().map(|one| one.address).collect(),
             None => running.get(name).map(|listener| listener.bound.clone()).unwrap_or_default(),
         };
         config.listeners.keys().flat_map(|name| of(name).into_iter().map(|address| (name.clone(), address))).collect()
@@ -455,29 +493,29 @@ impl Proxy {
         name: &str,
         listener: &config::Listener,
         ours: &[SocketAddr],
-    ) -> Result<(Vec<SocketAddr>, Vec<Vec<TcpListener>>), ApplyError> {
-        let mut bound = Vec::new();
-        let mut by_thread: Vec<Vec<TcpListener>> = (0..self.threads).map(|_| Vec::new()).collect();
+        inherited: &mut Inherited,
+    ) -> Result<Vec<Bound>, ApplyError> {
+        let mut all = Vec::new();
         for &address in &listener.bind {
             let blame = |error: io::Error| {
                 let place = config.origin.blame(&format!("listener.{name}.bind"));
                 ApplyError::Bind { place, problem: config::port_owner::bind_problem(address, &error) }
             };
-            // Among SO_REUSEPORT sockets of one user the kernel shares a port without a word: another pgsplice, or
-            // anything else of ours, would take half of the clients.
-            if address.port() != 0 && !ours.contains(&address) {
-                worker::probe_free(address).map_err(blame)?;
-            }
-            let mut address = address;
             let max_segment = crate::splice::max_segment(&config.splice.interfaces, address.is_ipv4());
-            for sockets in &mut by_thread {
-                let socket = worker::bind(address, listener.backlog, &listener.tcp, max_segment).map_err(blame)?;
-                address = socket.local_addr().map_err(blame)?;
-                sockets.push(socket);
-            }
-            bound.push(address);
+            let sockets = inherited.take(name, address);
+            let bound = if !sockets.is_empty() {
+                Bound::adopt(address, sockets, self.threads, listener, max_segment)
+            } else {
+                // Among SO_REUSEPORT sockets of one user the kernel shares a port without a word: another pgsplice, or
+                // anything else of ours, would take half of the clients.
+                if address.port() != 0 && !ours.contains(&address) {
+                    listening::probe_free(address).map_err(blame)?;
+                }
+                Bound::bind(address, self.threads, listener, max_segment)
+            };
+            all.push(bound.map_err(blame)?);
         }
-        Ok((bound, by_thread))
+        Ok(all)
     }
 
     /// Cannot fail: what runs becomes what `new` says. Live sessions keep the pool and the backend they have.
@@ -545,19 +583,20 @@ impl Proxy {
                     same.clone()
                 }
                 (_, sockets) => {
-                    let (bound, by_thread) = sockets.unwrap_or_default();
+                    let sockets = sockets.unwrap_or_default();
                     let listener = Arc::new(Listener {
                         name: name.clone(),
                         config: ArcSwap::from_pointee(config.clone()),
-                        bound,
+                        bound: sockets.iter().map(|bound| bound.address).collect(),
+                        sockets: Mutex::new(sockets),
                         inherited: config.tcp.clone(),
                         counters: same.map(|one| one.counters.clone()).unwrap_or_default(),
                         live: same.map(|one| one.live.clone()).unwrap_or_default(),
                     });
                     // The new sockets accept before the old ones stop: an address that stays is never unattended.
-                    self.start_listening(&listener, by_thread);
+                    self.start_listening(&listener);
                     if let Some(replaced) = same {
-                        self.stop_listening(Some(replaced)).await;
+                        self.stop_listening(Some(replaced), Waiting::Serve).await;
                     }
                     listener
                 }
@@ -565,28 +604,46 @@ impl Proxy {
             listeners.insert(name.clone(), listener);
         }
         for (name, gone) in running.iter().filter(|(name, _)| !new.listeners.contains_key(*name)) {
-            self.stop_listening(Some(gone)).await;
+            if self.kept.load(Relaxed) {
+                systemd::forget(name);
+            }
+            self.stop_listening(Some(gone), Waiting::Serve).await;
             tracing::info!(listener = name, bound = ?gone.bound, "no longer listening");
         }
         self.listeners.store(Arc::new(listeners));
     }
 
-    fn start_listening(&self, listener: &Arc<Listener>, by_thread: Vec<Vec<TcpListener>>) {
-        for (worker, sockets) in self.workers.iter().zip(by_thread) {
-            sockets.into_iter().for_each(|socket| worker.send(Command::Listen(listener.clone(), socket)));
+    fn start_listening(&self, listener: &Arc<Listener>) {
+        let config = listener.config.load();
+        let sockets = listener.sockets.lock();
+        for bound in sockets.iter() {
+            bound.make_ours(&config);
+            for (thread, worker) in self.workers.iter().enumerate() {
+                for socket in bound.of_thread(thread, self.threads) {
+                    worker.send(Command::Listen(listener.clone(), socket.clone()));
+                }
+            }
+        }
+        drop(sockets);
+        if self.kept.load(Relaxed) {
+            // Those of a listener of this name that is being replaced, first.
+            systemd::forget(&listener.name);
+            self.keep(listener);
         }
         tracing::info!(listener = listener.name, bound = ?listener.bound, "listening");
     }
-}
 
-impl Proxy {
     /// One listener, or all. Returns when no thread accepts for it any more.
-    async fn stop_listening(&self, listener: Option<&Arc<Listener>>) {
+    async fn stop_listening(&self, listener: Option<&Arc<Listener>>, waiting: Waiting) {
         for worker in &self.workers {
             let (done, stopped) = oneshot::channel();
-            worker.send(Command::Unlisten(listener.cloned(), done));
+            worker.send(Command::Unlisten(listener.cloned(), waiting, done));
             // A thread that is gone has stopped listening.
             let _ = stopped.await;
+        }
+        match listener {
+            Some(listener) => listener.sockets.lock().clear(),
+            None => self.listeners.load().values().for_each(|listener| listener.sockets.lock().clear()),
         }
     }
 }

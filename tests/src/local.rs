@@ -25,10 +25,11 @@ pub fn binary() -> PathBuf {
     binary
 }
 
-/// A running pgsplice with its own folder. Killed, if it still runs, when dropped.
+/// A running pgsplice with a folder, its own or its predecessor's. Killed, if it still runs, when dropped.
 pub struct Proxy {
     child: Child,
-    pub folder: tempfile::TempDir,
+    pub folder: Arc<tempfile::TempDir>,
+    log: PathBuf,
 }
 
 impl Proxy {
@@ -40,18 +41,29 @@ impl Proxy {
     }
 
     pub fn spawn(config: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        Self::spawn_as(config, |command| command)
+    }
+
+    /// The same, as `change` has it.
+    pub fn spawn_as(config: &str, change: impl FnOnce(Command) -> Command) -> Self {
+        let folder = Arc::new(tempfile::tempdir().unwrap());
         write_config(&folder, config);
-        let child = Command::new(binary())
-            .args(["run", "--config"])
-            .arg(folder.path().join("pgsplice.toml"))
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { child, folder }
+        Self::run(&folder, "log", change)
+    }
+
+    /// Another process with this one's configuration, as it is now, and its admin socket; `log` is the name of its log.
+    pub fn successor(&self, log: &str, change: impl FnOnce(Command) -> Command) -> Self {
+        Self::run(&self.folder, log, change)
+    }
+
+    fn run(folder: &Arc<tempfile::TempDir>, log: &str, change: impl FnOnce(Command) -> Command) -> Self {
+        let path = folder.path().join(log);
+        let log = std::fs::File::create(&path).unwrap();
+        let mut command = Command::new(binary());
+        command.args(["run", "--config"]).arg(folder.path().join("pgsplice.toml"));
+        let mut command = change(command);
+        command.stdout(log.try_clone().unwrap()).stderr(log).stdin(Stdio::null());
+        Self { child: command.spawn().unwrap(), folder: folder.clone(), log: path }
     }
 
     /// One listener on a free port, one pool; `pool` and `listener` are more keys of those sections.
@@ -75,7 +87,7 @@ impl Proxy {
     }
 
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+        std::fs::read_to_string(&self.log).unwrap()
     }
 
     /// Runs a client subcommand: whether it succeeded, and all it printed.

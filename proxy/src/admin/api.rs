@@ -282,6 +282,13 @@ pub struct Killed {
     pub unknown: Vec<String>,
 }
 
+/// `POST /v1/upgrade`: a successor was started. It has taken over once `GET /healthz` names its pid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgrade {
+    pub pid: u32,
+    pub successor: u32,
+}
+
 // === impl SessionsQuery ===
 
 impl SessionsQuery {

@@ -3,7 +3,7 @@
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 
 use super::routes;
 use crate::config;
+use crate::handover::{AdminSockets, Inherited};
 use crate::proxy::Proxy;
 
 /// Connections at a time on each of the two; more wait in the kernel's queue.
@@ -52,25 +53,48 @@ pub enum AdminError {
     Http { address: SocketAddr, source: io::Error },
 }
 
-/// Binds both sockets and serves them on the current tokio runtime. `AlreadyRunning` is how a second pgsplice with the
-/// same configuration finds out, before it shares the first one's listeners by SO_REUSEPORT.
-pub async fn serve(proxy: Arc<Proxy>, config: &config::Admin) -> Result<Admin, AdminError> {
-    let unix = bind_unix(&config.socket).await?;
+/// Both sockets, bound and not served yet.
+#[derive(Debug)]
+pub struct Sockets {
+    path: PathBuf,
+    unix: UnixListener,
+    http: Option<(SocketAddr, TcpListener)>,
+    file: (u64, u64),
+    /// Whether the Unix socket is the one of the process that is taken over from.
+    pub inherited: bool,
+}
+
+/// Binds both sockets, or takes those that fit out of what was inherited. `AlreadyRunning` is how a second pgsplice with
+/// the same configuration finds out, before it shares the first one's listeners by SO_REUSEPORT.
+pub async fn bind(config: &config::Admin, inherited: &mut Inherited) -> Result<Sockets, AdminError> {
+    let on_socket = |source| AdminError::Socket { socket: config.socket.clone(), source };
+    let taken = inherited.take_admin(&config.socket);
+    let is_inherited = taken.is_some();
+    let unix = match taken {
+        Some(socket) => UnixListener::from_std(socket.into()).map_err(on_socket)?,
+        None => bind_unix(&config.socket).await?,
+    };
     let http = match config.http {
         None => None,
         Some(address) => {
-            let bound = TcpListener::bind(address).await.and_then(|tcp| Ok((tcp.local_addr()?, tcp)));
+            let bound = match inherited.take_http(address) {
+                Some(socket) => TcpListener::from_std(socket.into()),
+                None => TcpListener::bind(address).await,
+            };
+            let bound = bound.and_then(|tcp| Ok((tcp.local_addr()?, tcp)));
             Some(bound.map_err(|source| AdminError::Http { address, source })?)
         }
     };
-    let on_socket = |source| AdminError::Socket { socket: config.socket.clone(), source };
     let file = fs::metadata(&config.socket).map_err(on_socket)?;
-    let mut admin = Admin {
-        socket: config.socket.clone(),
-        http: http.as_ref().map(|(address, _)| *address),
-        file: (file.dev(), file.ino()),
-        tasks: Vec::new(),
-    };
+    let file = (file.dev(), file.ino());
+    Ok(Sockets { path: config.socket.clone(), unix, http, file, inherited: is_inherited })
+}
+
+/// Serves both sockets on the current tokio runtime.
+pub fn serve(proxy: Arc<Proxy>, sockets: Sockets) -> Admin {
+    proxy.handover.set_admin(copies(&sockets));
+    let Sockets { path, unix, http, file, .. } = sockets;
+    let mut admin = Admin { socket: path, http: http.as_ref().map(|(address, _)| *address), file, tasks: Vec::new() };
     let router = routes::all(proxy.clone());
     admin.tasks.push(tokio::spawn(accept(router, async move || Ok(unix.accept().await?.0))).abort_handle());
     if let Some((address, tcp)) = http {
@@ -78,7 +102,23 @@ pub async fn serve(proxy: Arc<Proxy>, config: &config::Admin) -> Result<Admin, A
         admin.tasks.push(tokio::spawn(accept(router, async move || Ok(tcp.accept().await?.0))).abort_handle());
         tracing::info!(%address, "admin HTTP is served");
     }
-    Ok(admin)
+    admin
+}
+
+/// For a process that takes over. What cannot be copied is not handed over.
+fn copies(sockets: &Sockets) -> Option<AdminSockets> {
+    let copy = |socket: BorrowedFd<'_>| {
+        socket.try_clone_to_owned().inspect_err(|error| tracing::warn!("admin: no copy of a socket: {error}")).ok()
+    };
+    let http = sockets.http.as_ref().and_then(|(address, tcp)| Some((*address, copy(tcp.as_fd())?)));
+    Some(AdminSockets { unix: (sockets.path.clone(), copy(sockets.unix.as_fd())?), http })
+}
+
+impl Admin {
+    /// Serves no more, and leaves the Unix socket's file to the process that does.
+    pub fn hand_over(mut self) {
+        self.file = (0, 0);
+    }
 }
 
 impl Drop for Admin {
@@ -170,7 +210,8 @@ where
                 .header_read_timeout(HEAD_TIME_LIMIT)
                 .max_buf_size(LONGEST_HEAD)
                 .max_headers(MOST_HEADERS)
-                .serve_connection(TokioIo::new(stream), service);
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
             if let Err(error) = connection.await {
                 tracing::debug!("admin: a connection ended: {error}");
             }

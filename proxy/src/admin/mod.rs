@@ -11,5 +11,5 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
-pub use listen::{Admin, AdminError, serve};
+pub use listen::{Admin, AdminError, Sockets, bind, serve};
 pub use metrics::{Metrics, QueueOutcome};

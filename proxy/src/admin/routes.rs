@@ -11,9 +11,13 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, extract};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
 
 use super::{api, metrics, snapshot};
 use crate::guard::api as deny;
+use crate::handover;
 use crate::proxy::Proxy;
 use crate::session::{SessionId, SessionRecord, Termination};
 
@@ -37,6 +41,8 @@ pub fn read_only(proxy: Arc<Proxy>) -> Router {
         .route("/v1/undrain", post(unix_only))
         .route("/v1/kill", post(unix_only))
         .route("/v1/reload", post(unix_only))
+        .route("/v1/takeover", post(unix_only))
+        .route("/v1/upgrade", post(unix_only))
         .route("/v1/deny", post(unix_only).delete(unix_only));
     finish(looking().merge(steering), proxy)
 }
@@ -48,6 +54,8 @@ pub fn all(proxy: Arc<Proxy>) -> Router {
         .route("/v1/undrain", post(|proxy: Shared, body: Body<api::DrainRequest>| drain(proxy, body, false)))
         .route("/v1/kill", post(kill))
         .route("/v1/reload", post(reload))
+        .route("/v1/takeover", post(takeover))
+        .route("/v1/upgrade", post(upgrade))
         .route("/v1/deny", post(deny_add).delete(deny_del));
     finish(looking().merge(steering), proxy)
 }
@@ -180,6 +188,36 @@ async fn reload(State(proxy): Shared) -> Result<Json<api::ReloadReport>, Failure
     let reloading = tokio::spawn(async move { proxy.reload().await });
     let done = reloading.await.map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error))?;
     done.map(Json).map_err(|error| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, error))
+}
+
+async fn upgrade(State(proxy): Shared) -> Result<Json<api::Upgrade>, Failure> {
+    // It will ask for itself; this is to say at once what it would be told.
+    drop(proxy.begin_takeover().await.map_err(|why| Failure::new(StatusCode::CONFLICT, why))?);
+    let started = handover::successor::start(&proxy.handover);
+    let successor = started.map_err(|error| {
+        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the successor cannot be started: {error}"))
+    })?;
+    tracing::info!(pid = successor, "started a successor");
+    Ok(Json(api::Upgrade { pid: std::process::id(), successor }))
+}
+
+/// From here on the connection is a conversation of two processes, see [`crate::handover`].
+async fn takeover(State(proxy): Shared, mut request: Request) -> Result<Response, Failure> {
+    if request.headers().get(header::UPGRADE).is_none_or(|wanted| wanted != handover::PROTOCOL) {
+        let message = format!("{} is for a pgsplice that takes over and speaks {}", request.uri(), handover::PROTOCOL);
+        return Err(Failure::new(StatusCode::UPGRADE_REQUIRED, message));
+    }
+    let under_way = proxy.begin_takeover().await.map_err(|why| Failure::new(StatusCode::CONFLICT, why))?;
+    let upgraded = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        match upgraded.await.map(Upgraded::downcast::<TokioIo<UnixStream>>) {
+            Ok(Ok(parts)) => handover::give::give(proxy, parts.io.into_inner(), under_way).await,
+            Ok(Err(_)) => tracing::error!("takeover: the connection is not the Unix socket's"),
+            Err(error) => tracing::warn!("takeover: {error}"),
+        }
+    });
+    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, handover::PROTOCOL)];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
 }
 
 fn select(proxy: &Proxy, filter: &api::SessionFilter) -> Result<Vec<Arc<SessionRecord>>, Failure> {

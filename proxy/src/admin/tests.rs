@@ -10,9 +10,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::client::{Client, ClientError};
-use super::{Admin, AdminError, api, metrics, serve};
+use super::{Admin, AdminError, api, bind, metrics, serve};
 use crate::config::{self, BackendConfig, BackendSource, Config, ProbeKind};
-use crate::proxy::Proxy;
+use crate::handover::Inherited;
+use crate::proxy::{Before, Proxy};
 use crate::session::{Phase, Termination};
 
 /// A StartupMessage of protocol 3.0 for user `app` and database `shop`.
@@ -28,6 +29,10 @@ struct House {
     /// What stands behind the proxy: logs everyone in, then says nothing.
     _backend: tokio::task::JoinHandle<()>,
     _dir: tempfile::TempDir,
+}
+
+async fn serve_at(proxy: &Arc<Proxy>, config: &config::Admin) -> Result<Admin, AdminError> {
+    Ok(serve(proxy.clone(), bind(config, &mut Inherited::default()).await?))
 }
 
 impl House {
@@ -61,11 +66,11 @@ impl House {
         config.proxy.threads = 1;
         config.pools.insert("main".into(), pool);
         config.listeners.insert("rw".into(), listener);
-        let proxy = Proxy::start(config, None, None).await.unwrap();
+        let proxy = Proxy::start(config, None, None, &mut Before::default()).await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("run/admin.sock");
         let admin_config = config::Admin { socket: socket.clone(), http: Some("127.0.0.1:0".parse().unwrap()) };
-        let admin = serve(proxy.clone(), &admin_config).await.unwrap();
+        let admin = serve_at(&proxy, &admin_config).await.unwrap();
         let house = Self { proxy, admin, client: Client::new(&socket), _backend: accepting, _dir: dir };
         house.until(|house| house.ready()).await;
         house
@@ -218,7 +223,7 @@ async fn the_socket_is_private_and_a_second_pgsplice_is_told_of_the_first() {
     let socket = house.admin.socket.clone();
     assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
     let config = config::Admin { socket: socket.clone(), http: None };
-    let error = serve(house.proxy.clone(), &config).await.unwrap_err();
+    let error = serve_at(&house.proxy, &config).await.unwrap_err();
     assert!(matches!(error, AdminError::AlreadyRunning { .. }), "{error}");
     let expected = format!("pgsplice is already running (pid {})", std::process::id());
     assert!(error.to_string().ends_with(&expected), "{error}");
@@ -233,12 +238,12 @@ async fn a_stale_socket_is_replaced_and_another_file_is_not() {
     let socket = dir.path().join("admin.sock");
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let config = config::Admin { socket: socket.clone(), http: None };
-    let admin = serve(house.proxy.clone(), &config).await.unwrap();
+    let admin = serve_at(&house.proxy, &config).await.unwrap();
     assert!(Client::new(&socket).get::<api::Alive>("/healthz", &()).await.unwrap().alive);
     drop(admin);
 
     std::fs::write(&socket, "precious").unwrap();
-    let error = serve(house.proxy.clone(), &config).await.unwrap_err();
+    let error = serve_at(&house.proxy, &config).await.unwrap_err();
     assert!(matches!(error, AdminError::NotASocket(_)), "{error}");
     assert_eq!(std::fs::read_to_string(&socket).unwrap(), "precious");
 }

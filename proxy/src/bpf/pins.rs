@@ -63,7 +63,7 @@ impl Hook {
 pub struct Pins {
     path: PathBuf,
     /// flock(2) on the folder itself: bpffs holds no regular files, and a lock dies with its process.
-    _lock: File,
+    lock: File,
 }
 
 impl Pins {
@@ -89,7 +89,7 @@ impl Pins {
             }
             let ours = lock.metadata().map_err(fail("look at"))?.ino();
             if fs::metadata(path).is_ok_and(|m| m.ino() == ours) {
-                let pins = Self { path: path.to_owned(), _lock: lock };
+                let pins = Self { path: path.to_owned(), lock };
                 for folder in Hook::ALL.map(|hook| pins.links(hook)).iter().chain([&pins.maps()]) {
                     folders.create(folder).map_err(fail("create a folder in"))?;
                 }
@@ -97,6 +97,28 @@ impl Pins {
             }
         }
         Err(fail("lock")(io::Error::other("another process keeps removing it")))
+    }
+
+    /// Lets another process be the only owner. Until [`Self::lock_again`] nothing pinned may be changed by this one.
+    pub fn unlock(&self) -> Result<(), PinError> {
+        self.flock(libc::LOCK_UN)
+    }
+
+    /// Fails as long as another process is the owner.
+    pub fn lock_again(&self) -> Result<(), PinError> {
+        self.flock(libc::LOCK_EX | libc::LOCK_NB)
+    }
+
+    fn flock(&self, operation: libc::c_int) -> Result<(), PinError> {
+        // SAFETY: the descriptor is open for as long as `self` lives.
+        if unsafe { libc::flock(self.lock.as_raw_fd(), operation) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() == io::ErrorKind::WouldBlock {
+            return Err(PinError::Busy { path: self.path.clone(), pid: lock_holder(&self.lock) });
+        }
+        Err(PinError::Io { what: "lock", path: self.path.clone(), source: error })
     }
 
     pub fn path(&self) -> &Path {

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::config::{
     self, BackendSource, Config, ConfigError, ConfigErrors, NodeAddress, Pool, ProbeKind, SpliceRoad, Warning, settings,
 };
-use crate::session::worker::probe_free;
+use crate::session::listening::probe_free;
 
 /// Check a configuration file and say what it would run
 #[derive(Debug, clap::Args)]

@@ -16,6 +16,7 @@ pub mod sessions;
 pub mod status;
 pub mod table;
 pub mod undrain;
+pub mod upgrade;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,7 @@ pub enum Command {
     Undrain(undrain::Args),
     Kill(kill::Args),
     Reload(reload::Args),
+    Upgrade(upgrade::Args),
     Deny(deny::Args),
     Agent(agent::Args),
 }
@@ -61,6 +63,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Undrain(args) => undrain::run(args),
         Command::Kill(args) => kill::run(args),
         Command::Reload(args) => reload::run(args),
+        Command::Upgrade(args) => upgrade::run(args),
         Command::Deny(args) => deny::run(args),
         Command::Agent(args) => agent::run(args),
     };

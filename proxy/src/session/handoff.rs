@@ -45,7 +45,8 @@ pub(crate) async fn run(session: &Session, client: &Leg, reached: Reached, ready
         // Bytes behind its ReadyForQuery belong to a message that is not whole: the backend is about to say more.
         let whole = !matches!(&stream, Stream::Plain(framer) if !framer.is_ready());
         if let Some(due) = prospect.as_mut().filter(|prospect| whole && prospect.is_due()) {
-            match attempt(session, due, client, &reached, &held).await {
+            let under_way = due.splice.begin_hand_off();
+            match attempt(session, due, client, &reached, &held, under_way.is_some()).await {
                 Attempt::Live(live) => return spliced(session, client, reached, key, due.splice.clone(), live).await,
                 Attempt::Dead(reason) => {
                     client.reset_on_close();
@@ -85,9 +86,21 @@ fn begin(session: &Session, reached: &Reached) {
     session.listener.counters.bytes_out.fetch_add(bytes_out, Relaxed);
 }
 
-async fn attempt(session: &Session, due: &Prospect, client: &Leg, reached: &Reached, held: &[u8]) -> Attempt {
+/// `ours`: whether the kernel's maps are.
+async fn attempt(
+    session: &Session,
+    due: &Prospect,
+    client: &Leg,
+    reached: &Reached,
+    held: &[u8],
+    ours: bool,
+) -> Attempt {
     let listener = session.worker.proxy.guard_id(&session.listener.name);
-    let attempt = due.splice.hand_off(legs(client, reached), held, due.wanted, reached.port.is_some(), listener).await;
+    let legs = legs(client, reached);
+    let attempt = match ours {
+        true => due.splice.hand_off(legs, held, due.wanted, reached.port.is_some(), listener).await,
+        false => Attempt::Stay(crate::splice::Why::NotWanted),
+    };
     if let Attempt::Stay(why) = attempt {
         due.splice.counters.count_stay(why);
         session.record.update(|details| details.why = Some(why));

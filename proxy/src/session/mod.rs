@@ -12,6 +12,7 @@ pub(crate) mod end;
 mod handoff;
 mod handshake;
 pub mod leg;
+pub mod listening;
 pub mod names;
 mod packed;
 mod pick;

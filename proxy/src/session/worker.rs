@@ -4,17 +4,15 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use socket2::{SockRef, Socket};
-use tokio::sync::{Notify, mpsc, oneshot};
+use socket2::Socket;
+use tokio::sync::{mpsc, oneshot};
 
 use super::bounds::Cut;
-use super::{SessionId, Termination, accept, leg};
-use crate::config;
+use super::{SessionId, Termination, accept};
 use crate::proxy::{Listener, Proxy};
 use crate::ring::{self, Accepts};
 use crate::splice::relay::Relay;
@@ -22,10 +20,19 @@ use crate::splice::relay::Relay;
 /// An order from the control plane.
 #[derive(Debug)]
 pub enum Command {
-    Listen(Arc<Listener>, TcpListener),
-    /// Stop accepting for this listener, or for all; what the kernel had accepted already is served.
-    Unlisten(Option<Arc<Listener>>, oneshot::Sender<()>),
+    Listen(Arc<Listener>, Arc<Socket>),
+    /// Stop accepting for this listener, or for all, and answer when it is done.
+    Unlisten(Option<Arc<Listener>>, Waiting, oneshot::Sender<()>),
     Cut(Vec<SessionId>, Termination),
+}
+
+/// Clients in the queue of a listening socket that this thread stops accepting from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// The socket is closed: they are served, or they would be reset.
+    Serve,
+    /// Another process has the socket, too, or will have it: they are left to that.
+    Leave,
 }
 
 /// The thread as the control plane sees it.
@@ -60,7 +67,7 @@ pub(crate) struct Worker {
 
 struct Listening {
     listener: Arc<Listener>,
-    stop: Rc<Notify>,
+    stop: oneshot::Sender<Waiting>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -109,8 +116,8 @@ impl Worker {
     async fn obey(self: &Rc<Self>, command: Command) {
         match command {
             Command::Listen(listener, socket) => self.listen(listener, socket),
-            Command::Unlisten(listener, done) => {
-                self.unlisten(listener.as_ref()).await;
+            Command::Unlisten(listener, waiting, done) => {
+                self.unlisten(listener.as_ref(), waiting).await;
                 // The one who asked may have stopped waiting.
                 let _ = done.send(());
             }
@@ -127,25 +134,27 @@ impl Worker {
         }
     }
 
-    fn listen(self: &Rc<Self>, listener: Arc<Listener>, socket: TcpListener) {
-        let stop = Rc::new(Notify::new());
-        let (worker, of, stopped) = (self.clone(), listener.clone(), stop.clone());
+    fn listen(self: &Rc<Self>, listener: Arc<Listener>, socket: Arc<Socket>) {
+        let (stop, stopped) = oneshot::channel();
+        let (worker, of) = (self.clone(), listener.clone());
         let task = ring::spawn(async move {
-            let socket = Socket::from(socket);
             let accepts = Accepts::new(socket.as_fd());
-            tokio::select! {
+            let waiting = tokio::select! {
                 () = accept::run(&worker, &of, &accepts) => return,
-                () = stopped.notified() => accepts.stop(),
-            }
-            // What the ring has accepted by now, then what is in the socket's queue: closing would reset them.
+                // A worker that is gone has no use for sessions.
+                waiting = stopped => waiting.unwrap_or(Waiting::Leave),
+            };
+            accepts.stop();
+            // What the ring has accepted by now.
             accept::run(&worker, &of, &accepts).await;
-            accept::drain_queue(&worker, &of, &socket);
+            if waiting == Waiting::Serve {
+                accept::drain_queue(&worker, &of, &socket);
+            }
         });
         self.listening.borrow_mut().push(Listening { listener, stop, task });
     }
 
-    /// Closes the listening sockets. Connections that wait in their queues are taken out before, or they would be reset.
-    async fn unlisten(self: &Rc<Self>, which: Option<&Arc<Listener>>) {
+    async fn unlisten(self: &Rc<Self>, which: Option<&Arc<Listener>>, waiting: Waiting) {
         let (ending, staying): (Vec<_>, Vec<_>) = self
             .listening
             .take()
@@ -153,7 +162,8 @@ impl Worker {
             .partition(|one| which.is_none_or(|listener| Arc::ptr_eq(listener, &one.listener)));
         *self.listening.borrow_mut() = staying;
         for one in ending {
-            one.stop.notify_one();
+            // A task that has ended accepts no more, either.
+            let _ = one.stop.send(waiting);
             if let Err(error) = one.task.await {
                 tracing::error!(listener = one.listener.name, "the accept task failed: {error}");
             }
@@ -179,37 +189,4 @@ impl Worker {
 fn first_number() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     (since.as_secs() & 0xffff_ffff) << 16
-}
-
-/// One listening socket of those that share `address` by SO_REUSEPORT, one a thread.
-///
-/// Accepted sockets inherit the options of `tcp` (tcp(7), socket(7)): six system calls less a session. `max_segment`,
-/// where given, is the largest that is announced to clients.
-pub fn bind(address: SocketAddr, backlog: i32, tcp: &config::Tcp, max_segment: Option<u32>) -> io::Result<TcpListener> {
-    let socket = listening_socket(address)?;
-    socket.set_reuse_port(true)?;
-    leg::tune(SockRef::from(&socket), tcp)?;
-    if let Some(most) = max_segment {
-        socket.set_tcp_mss(most)?;
-    }
-    socket.bind(&address.into())?;
-    socket.listen(backlog)?;
-    Ok(socket.into())
-}
-
-/// Fails with EADDRINUSE if anybody has a socket bound here, SO_REUSEPORT or not.
-pub fn probe_free(address: SocketAddr) -> io::Result<()> {
-    listening_socket(address)?.bind(&address.into())
-}
-
-fn listening_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
-    let domain = socket2::Domain::for_address(address);
-    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
-    // Connections of an earlier process that are in TIME_WAIT do not keep the port.
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        // Both `0.0.0.0:5432` and `[::]:5432` may be configured.
-        socket.set_only_v6(true)?;
-    }
-    Ok(socket)
 }

@@ -10,6 +10,7 @@ pub mod handoff;
 pub mod labels;
 pub mod model;
 pub mod neighbours;
+pub mod ownership;
 pub mod packet;
 pub mod ports;
 pub mod raw;
@@ -32,6 +33,7 @@ use crate::config;
 use conntrack::Conntrack;
 use forwarding::Forwarding;
 use labels::Labels;
+use ownership::Ownership;
 use ports::{Port, Ports};
 use source::Sources;
 use table::Table;
@@ -71,7 +73,7 @@ impl fmt::Display for Road {
 /// Why a session is not in the kernel. `docs/splice.md` says what to do about each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Why {
-    /// `listener.splice = "relay"`, or no interface is named in `[splice]`.
+    /// `listener.splice = "relay"`, or no interface is named in `[splice]`; or another process has taken over.
     NotWanted,
     /// `splice_after` has not been reached.
     NotYet,
@@ -168,6 +170,7 @@ pub struct Splice {
     conntrack: Option<Conntrack>,
     pub table: Table,
     pub counters: Counters,
+    pub ownership: Ownership,
     /// Adopted sessions whose backend is not known to their pool yet.
     unattached: AtomicUsize,
     /// net.ipv4.tcp_ecn of 3 and above negotiates AccECN, whose option this kernel does not tell of.
@@ -213,6 +216,7 @@ impl Splice {
             conntrack: Conntrack::open().inspect_err(|error| tracing::debug!("no conntrack: {error}")).ok(),
             table: Table::new(capacity),
             counters: Counters::default(),
+            ownership: Ownership::default(),
             unattached: AtomicUsize::new(0),
             accurate_ecn: tcp_ecn.trim().parse::<u8>().is_ok_and(|mode| mode >= 3),
         })

@@ -73,6 +73,12 @@ impl Sweep {
         loop {
             self.wait(next.saturating_duration_since(Instant::now()));
             let Some(proxy) = self.proxy.upgrade() else { return };
+            let splice = self.splice.clone();
+            let Some(_ours) = splice.ownership.sweep() else {
+                // Events are for the process that takes over.
+                std::thread::sleep(TICK);
+                continue;
+            };
             while let Some(event) = self.events.as_mut().and_then(Events::next) {
                 self.happened(&proxy, &event);
             }
