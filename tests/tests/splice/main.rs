@@ -128,6 +128,47 @@ fn kill_9_in_the_middle_of_a_stream_loses_nothing_and_the_next_process_adopts_it
 }
 
 #[test]
+fn an_upgrade_in_the_middle_of_a_stream_loses_nothing_and_the_successor_adopts_it() {
+    on_both(|rig| {
+        let clients: Vec<_> = (0..4).map(|_| rig.client()).collect();
+        rig.wait_spliced(4);
+        let moving: Vec<_> = clients
+            .into_iter()
+            .map(|mut client| {
+                std::thread::spawn(move || {
+                    for _ in 0..3 {
+                        client.get(8 * MB).unwrap();
+                        client.put(8 * MB).unwrap();
+                    }
+                    client
+                })
+            })
+            .collect();
+        let first = rig.upgrade();
+        rig.wait_spliced(4);
+        // The one that is upgraded has no session of its own left.
+        until("the first process to end", SOON, || !rig.proxy().service().is_running()).unwrap();
+        let second = rig.upgrade();
+        rig.wait_spliced(4);
+        until("the second process to end", SOON, || !first.is_running()).unwrap();
+        assert_eq!(rig.proxy().status().unwrap()["pid"], second.pid);
+        let mut clients: Vec<_> = moving.into_iter().map(|one| one.join().unwrap()).collect();
+        let id = rig.sessions()[0]["id"].as_str().unwrap().to_owned();
+        rig.proxy().command(&["kill", &id]).unwrap();
+        rig.wait_ended("killed", 1);
+        let reset = clients.iter_mut().map(|client| client.echo(100)).filter(Result::is_err).count();
+        assert_eq!(reset, 1);
+        let mut another = rig.client();
+        rig.wait_spliced(4);
+        another.echo(100).unwrap();
+        drop((clients, another));
+        rig.wait_ended("client-closed", 4);
+        let lines = rig.proxy().access_lines().unwrap();
+        assert_eq!(lines.len(), 5, "each session is told of once: {lines:#?}");
+    });
+}
+
+#[test]
 fn a_killed_session_is_reset_at_both_ends() {
     on_both(|rig| {
         let mut client = rig.spliced();

@@ -166,7 +166,33 @@ impl Rig {
         until("its end", SOON, || !proxy.service().is_running()).unwrap();
     }
 
+    /// Has the running process replaced by a successor, and returns when that answers.
+    pub fn upgrade(&self) -> Successor {
+        let said = self.proxy().json(&["upgrade"]).unwrap_or_else(|error| {
+            panic!("{error:#}; the log:\n{}", self.proxy().log().unwrap());
+        });
+        Successor { pid: said["successor"].as_i64().unwrap() as i32 }
+    }
+
     pub fn start_proxy(&mut self) {
         self.proxy = Some(Pgsplice::start_unready(self.net.host("proxy"), "pgsplice", &self.config).unwrap());
+    }
+}
+
+/// A process that pgsplice itself started. Killed when dropped.
+pub struct Successor {
+    pub pid: i32,
+}
+
+impl Successor {
+    pub fn is_running(&self) -> bool {
+        std::path::Path::new(&format!("/proc/{}", self.pid)).exists()
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        // SAFETY: plain system call.
+        unsafe { libc::kill(self.pid, libc::SIGKILL) };
     }
 }
