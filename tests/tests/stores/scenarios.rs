@@ -160,7 +160,8 @@ pub async fn a_quiet_connection_lives_past_many_looks<S: Server>() {
 
 pub async fn a_server_that_forgot_is_not_believed<S: Server>() {
     let mut server = S::start().await;
-    for _ in 0..40 {
+    // Far above what a busy server writes by itself while it starts.
+    for _ in 0..300 {
         server.put(LEADER, b"pg1").await;
     }
     let handle = follow(server.config());
