@@ -14,6 +14,8 @@ pub const CONTROL: &str = "CONTROL";
 pub const WATCHES: &str = "WATCHES";
 pub const EVENTS: &str = "EVENTS";
 pub const SPLICE_COUNTERS: &str = "SPLICE_COUNTERS";
+/// Of the XDP program alone, and not pinned: what the routing table last said, two for each session.
+pub const WAYS: &str = "WAYS";
 /// User space only: who a session is, so that the next process can go on telling.
 pub const META: &str = "META";
 /// User space only: the listener and pool names that `SessionMeta` refers to by index.

@@ -84,15 +84,15 @@ impl Ipv4 {
 }
 
 /// RFC 8200, section 3.
-#[repr(C)]
+#[repr(C, packed(4))]
 #[derive(Clone, Copy)]
 pub struct Ipv6 {
     pub version_class_flow: u32,
     pub payload_len: u16,
     pub next: u8,
     pub hop_limit: u8,
-    pub src: [u32; 4],
-    pub dst: [u32; 4],
+    pub src: [u64; 2],
+    pub dst: [u64; 2],
 }
 
 pub const IPV6_LEN: usize = size_of::<Ipv6>();

@@ -1,11 +1,11 @@
 //! "Fragmentation needed" and "packet too big" about a packet of ours, which only user space can translate.
 
-use pgsplice_ebpf::flow::{control, counter, event as kind};
+use pgsplice_ebpf::flow::{Flow, control, counter, event as kind};
 
 use super::event;
 use super::headers::{IPPROTO_TCP, IPV4_LEN, IPV6_LEN, Ipv4, Ipv6};
-use super::key::{Key, v4_words};
-use super::maps::{CONTROL, FLOWS, count};
+use super::key::{Key, Tuple, v4_mapped};
+use super::maps::{self, CONTROL, count};
 use super::packet::{Packet, read};
 
 /// RFC 792 and RFC 1191: type 3, code 4.
@@ -18,8 +18,7 @@ const ICMP_LEN: usize = 8;
 #[inline(never)]
 pub fn taken<P: Packet>(packet: P, l3: usize, l4: usize, v6: bool) -> bool {
     let Some(key) = subject(packet, l4, v6) else { return false };
-    // SAFETY: two integers are copied out at once.
-    let Some((slot, flags)) = (unsafe { FLOWS.get(key) }).map(|flow| (flow.slot, flow.flags)) else { return false };
+    let Some(&Flow { slot, flags, .. }) = maps::flow(&key) else { return false };
     if flags & P::FLOW == 0 || CONTROL.get(slot).copied() != Some(control::LIVE) {
         return false;
     }
@@ -48,11 +47,11 @@ fn subject(packet: impl Packet, l4: usize, v6: bool) -> Option<Key> {
         if kind != V4_FRAGMENTATION_NEEDED || ip.protocol != IPPROTO_TCP || ip.header_len() < IPV4_LEN {
             return None;
         }
-        (v4_words(ip.src), v4_words(ip.dst), inner + ip.header_len())
+        (v4_mapped(ip.src), v4_mapped(ip.dst), inner + ip.header_len())
     };
     if !packet.hold(next + 4) {
         return None;
     }
     let ports: u32 = read(packet, next)?;
-    Some(Key { src, dst, ports }.reversed())
+    Some(Tuple { src, dst, ports }.reversed())
 }

@@ -12,7 +12,8 @@ use pgsplice_ebpf::flow::{
 };
 use pgsplice_ebpf::guard::{DenyEntry, GuardCounters, ListenerName, MAX_DENY, MAX_LISTENER_ADDRESSES, MAX_LISTENERS};
 
-use super::key::{Address, Key};
+use super::key::{Address, Tuple};
+use super::route::Remembered;
 
 #[map]
 pub static LISTENERS: HashMap<Address, u32> = HashMap::pinned(MAX_LISTENER_ADDRESSES, 0);
@@ -52,7 +53,7 @@ pub static DENY6: LpmTrie<[u8; 16], SharedDenyEntry> = LpmTrie::pinned(MAX_DENY,
 pub static NAMES: Array<ListenerName> = Array::pinned(MAX_LISTENERS, 0);
 
 #[map]
-pub static FLOWS: HashMap<Key, Flow> = HashMap::pinned(2 * DEFAULT_SESSIONS, 0);
+pub static FLOWS: HashMap<Tuple, Flow> = HashMap::pinned(2 * DEFAULT_SESSIONS, 0);
 
 /// The programs of every CPU write it, so only by the functions below and by volatile accesses.
 #[map]
@@ -62,7 +63,7 @@ pub static SESSIONS: Array<SessionState> = Array::pinned(DEFAULT_SESSIONS, BPF_F
 pub static CONTROL: Array<u32> = Array::pinned(DEFAULT_SESSIONS, BPF_F_MMAPABLE);
 
 #[map]
-pub static WATCHES: LruHashMap<Key, Watch> = LruHashMap::pinned(MAX_WATCHES, 0);
+pub static WATCHES: LruHashMap<Tuple, Watch> = LruHashMap::pinned(MAX_WATCHES, 0);
 
 #[map]
 pub static EVENTS: RingBuf = RingBuf::pinned(EVENTS_BYTES, 0);
@@ -76,10 +77,29 @@ pub static META: Array<SessionMeta> = Array::pinned(DEFAULT_SESSIONS, BPF_F_MMAP
 #[map]
 pub static LABELS: Array<Label> = Array::pinned(MAX_LABELS, 0);
 
+/// What [`crate::program::route::find_again`] remembers, by slot and side.
+#[map]
+pub static WAYS: Array<Remembered> = Array::with_max_entries(2 * DEFAULT_SESSIONS, 0);
+
 /// When an interface was last named in an `event::NO_NEIGH`, by its index modulo the length.
 #[map]
 pub static NO_NEIGH_TOLD: Array<u64> = Array::with_max_entries(NO_NEIGH_SLOTS, 0);
 pub const NO_NEIGH_SLOTS: u32 = 256;
+
+// By reference: a key that is passed by value is copied, to where nothing aligns it.
+
+#[inline(always)]
+pub fn flow(key: &Tuple) -> Option<&'static Flow> {
+    // SAFETY: a flow is constant until it is removed; then a packet of a dead session goes astray at worst.
+    unsafe { FLOWS.get(key) }
+}
+
+/// The id of the listener on exactly this address.
+#[inline(always)]
+pub fn listener(address: &Address) -> Option<u32> {
+    // SAFETY: the value is copied out at once; ids are small and a stale one only miscounts a packet.
+    unsafe { LISTENERS.get(address) }.copied()
+}
 
 /// One more packet of this kind.
 #[inline(always)]

@@ -1,9 +1,10 @@
 //! From a frame to the addresses and ports of a TCP packet, in one pass and with the bounds checks the verifier asks for.
 
 use core::arch::asm;
+use core::mem::MaybeUninit;
 
 use super::headers::*;
-use super::key::{Key, v4_words};
+use super::key::{Aligned, Key, Tuple, v4_mapped};
 use super::packet::{Packet, read};
 
 /// IPv6 extension headers that are followed; the stack takes more, so what has more is not called harmless.
@@ -15,7 +16,7 @@ pub enum Kind {
     Tcp,
     /// ICMP or ICMPv6, not fragmented, without extension headers: `l4` is where it starts.
     Icmp,
-    /// IPv6 with so many extension headers that the ports were not reached; of the key only `src` is true.
+    /// IPv6 with so many extension headers that the ports were not reached.
     TooDeep,
     /// Nothing of ours: other protocols, later fragments, more than one VLAN tag, lying headers.
     Other,
@@ -23,7 +24,6 @@ pub enum Kind {
 
 /// A TCP packet, or the first fragment of one. Offsets are from the start of the frame.
 pub struct Parsed {
-    pub key: Key,
     pub l3: usize,
     pub l4: usize,
     /// What the IP header says: from `l3` on.
@@ -51,7 +51,7 @@ const MAX_IP_LEN: usize = 0xf_ffff;
 
 impl Parsed {
     pub const fn new() -> Self {
-        Self { key: Key::ZERO, l3: 0, l4: 0, ip_len: 0, tci: 0, traits: 0, flags: 0 }
+        Self { l3: 0, l4: 0, ip_len: 0, tci: 0, traits: 0, flags: 0 }
     }
 
     #[inline(always)]
@@ -85,10 +85,10 @@ impl Parsed {
     }
 }
 
-/// `None` as soon as a header is cut off.
+/// `None` as soon as a header is cut off. Writes the key unless the frame is `Other`; its ports are true for TCP only.
 #[inline(always)]
-pub fn parse<P: Packet>(packet: P, out: &mut Parsed) -> Option<Kind> {
-    let kind = ethernet(packet, out)?;
+pub fn parse<P: Packet>(packet: P, out: &mut Parsed, key: &mut MaybeUninit<Key>) -> Option<Kind> {
+    let kind = ethernet(packet, out, key.as_mut_ptr())?;
     // Without this the verifier would go through all that follows once for every way to here.
     let unknown = packet.ifindex();
     out.l3 = forget(out.l3, unknown) & 31;
@@ -107,7 +107,7 @@ fn forget(mut number: usize, unknown: u32) -> usize {
 }
 
 #[inline(always)]
-fn ethernet<P: Packet>(packet: P, out: &mut Parsed) -> Option<Kind> {
+fn ethernet<P: Packet>(packet: P, out: &mut Parsed, key: *mut Key) -> Option<Kind> {
     let Some(tci) = packet.tag() else { return Some(Kind::Other) };
     out.tci = tci;
     if !packet.hold(size_of::<Ethernet>() + IPV4_LEN) {
@@ -124,14 +124,14 @@ fn ethernet<P: Packet>(packet: P, out: &mut Parsed) -> Option<Kind> {
         out.l3 += size_of::<Vlan>();
     }
     match kind {
-        ETH_P_IP => ipv4(packet, out),
-        ETH_P_IPV6 => ipv6(packet, out),
+        ETH_P_IP => ipv4(packet, out, key),
+        ETH_P_IPV6 => ipv6(packet, out, key),
         _ => Some(Kind::Other),
     }
 }
 
 #[inline(always)]
-fn ipv4(packet: impl Packet, out: &mut Parsed) -> Option<Kind> {
+fn ipv4(packet: impl Packet, out: &mut Parsed, key: *mut Key) -> Option<Kind> {
     let ip: Ipv4 = read(packet, out.l3)?;
     let header_len = ip.header_len();
     // A later fragment has no ports; it is of no use to the stack without the first, which is judged.
@@ -147,17 +147,17 @@ fn ipv4(packet: impl Packet, out: &mut Parsed) -> Option<Kind> {
     if ip.is_fragment() {
         out.traits |= FRAGMENT;
     }
-    out.key.src = v4_words(ip.src);
-    out.key.dst = v4_words(ip.dst);
+    // SAFETY: the caller's key; written as a whole.
+    unsafe { key.write(Aligned(Tuple { src: v4_mapped(ip.src), dst: v4_mapped(ip.dst), ports: 0 })) };
     match ip.protocol {
-        IPPROTO_TCP => tcp(packet, out),
+        IPPROTO_TCP => tcp(packet, out, key),
         IPPROTO_ICMP if !ip.is_fragment() => Some(Kind::Icmp),
         _ => Some(Kind::Other),
     }
 }
 
 #[inline(always)]
-fn ipv6(packet: impl Packet, out: &mut Parsed) -> Option<Kind> {
+fn ipv6(packet: impl Packet, out: &mut Parsed, key: *mut Key) -> Option<Kind> {
     if !packet.hold(out.l3 + IPV6_LEN) {
         return None;
     }
@@ -171,21 +171,21 @@ fn ipv6(packet: impl Packet, out: &mut Parsed) -> Option<Kind> {
     if ip.payload_len == 0 && packet.segment() != 0 {
         out.ip_len = packet.len() - out.l3;
     }
-    out.key.src = ip.src;
-    out.key.dst = ip.dst;
+    // SAFETY: the caller's key; written as a whole.
+    unsafe { key.write(Aligned(Tuple { src: ip.src, dst: ip.dst, ports: 0 })) };
     match ip.next {
-        IPPROTO_TCP => tcp(packet, out),
+        IPPROTO_TCP => tcp(packet, out, key),
         IPPROTO_ICMPV6 => Some(Kind::Icmp),
-        next => extensions(packet, out, next),
+        next => extensions(packet, out, key, next),
     }
 }
 
 #[inline(always)]
-fn extensions(packet: impl Packet, out: &mut Parsed, mut next: u8) -> Option<Kind> {
+fn extensions(packet: impl Packet, out: &mut Parsed, key: *mut Key, mut next: u8) -> Option<Kind> {
     out.traits |= EXTENSIONS;
     for _ in 0..MAX_EXTENSIONS {
         let units = match next {
-            IPPROTO_TCP => return tcp(packet, out),
+            IPPROTO_TCP => return tcp(packet, out, key),
             IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_DSTOPTS => 8,
             IPPROTO_FRAGMENT => 0,
             IPPROTO_AH => 4,
@@ -205,18 +205,19 @@ fn extensions(packet: impl Packet, out: &mut Parsed, mut next: u8) -> Option<Kin
         out.l4 += 8 + usize::from(extension.len) * units;
     }
     if next == IPPROTO_TCP {
-        return tcp(packet, out);
+        return tcp(packet, out, key);
     }
     Some(Kind::TooDeep)
 }
 
 #[inline(always)]
-fn tcp(packet: impl Packet, out: &mut Parsed) -> Option<Kind> {
+fn tcp(packet: impl Packet, out: &mut Parsed, key: *mut Key) -> Option<Kind> {
     if !packet.hold(out.l4 + TCP_LEN) && !packet.hold(out.l4 + size_of::<TcpPorts>()) {
         return None;
     }
     let ports: TcpPorts = read(packet, out.l4)?;
-    out.key.ports = ports.ports;
+    // SAFETY: written as a whole before.
+    unsafe { (*key).0.ports = ports.ports };
     out.flags = read(packet, out.l4 + TCP_FLAGS_AT).unwrap_or(0);
     Some(Kind::Tcp)
 }

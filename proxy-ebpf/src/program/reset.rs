@@ -71,8 +71,8 @@ fn ipv6(packet: impl Packet, l3: usize) -> Option<Sum> {
     (new.src, new.dst) = (old.dst, old.src);
     packet.store(l3, &new)?;
     let mut sum = pseudo();
-    for i in 0..4 {
-        sum = sum.add(new.src[i]).add(new.dst[i]);
+    for i in 0..2 {
+        sum = sum.add_two({ new.src }[i]).add_two({ new.dst }[i]);
     }
     Some(sum)
 }

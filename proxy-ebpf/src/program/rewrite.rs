@@ -1,9 +1,11 @@
 //! The rewriting of IP and TCP headers from one leg into the other. `options` has the rest of the TCP header.
 
+use core::mem::MaybeUninit;
+
 use pgsplice_ebpf::flow::Flow;
 
 use super::headers::*;
-use super::key::{Key, out};
+use super::key::{Addr, Tuple, out, v4};
 use super::packet::{Packet, read};
 use super::parse::Parsed;
 use super::sum::Sum;
@@ -25,14 +27,14 @@ struct Ipv4Tail {
 const IPV4_TAIL_AT: usize = 8;
 
 /// IPv6 from its payload length on.
-#[repr(C)]
+#[repr(C, packed(4))]
 #[derive(Clone, Copy)]
 struct Ipv6Tail {
     payload_len: u16,
     next: u8,
     hop_limit: u8,
-    src: [u32; 4],
-    dst: [u32; 4],
+    src: Addr,
+    dst: Addr,
 }
 const IPV6_TAIL_AT: usize = 4;
 
@@ -71,13 +73,13 @@ pub fn window_bytes(head: &TcpHead, flow: &Flow) -> u64 {
 
 /// Returns what changed of the pseudo header, and of the IP header beyond what its checksum makes up for.
 #[inline(always)]
-fn ipv4(packet: impl Packet, parsed: &Parsed, out: &Key) -> Option<(Sum, Option<Sum>)> {
+fn ipv4(packet: impl Packet, parsed: &Parsed, out: &Tuple) -> Option<(Sum, Option<Sum>)> {
     let at = parsed.l3 + IPV4_TAIL_AT;
     let old: Ipv4Tail = read(packet, at)?;
     let mut new = old;
     new.ttl = TTL;
-    new.src = out.src[3];
-    new.dst = out.dst[3];
+    new.src = v4(out.src);
+    new.dst = v4(out.dst);
     let pseudo = Sum::ZERO.change(old.src, new.src).change(old.dst, new.dst);
     let first = |tail: &Ipv4Tail| u32::from(u16::from_ne_bytes([tail.ttl, tail.protocol]));
     new.checksum = pseudo.change(first(&old), first(&new)).mend(old.checksum);
@@ -86,23 +88,27 @@ fn ipv4(packet: impl Packet, parsed: &Parsed, out: &Key) -> Option<(Sum, Option<
 }
 
 #[inline(always)]
-fn ipv6<P: Packet>(packet: P, parsed: &Parsed, out: &Key) -> Option<(Sum, Option<Sum>)> {
-    let mut changes = [Sum::ZERO; 2];
-    let [pseudo, rest] = rewrite_ipv6(packet, parsed.l3, out, &mut changes).then_some(changes)?;
+fn ipv6<P: Packet>(packet: P, parsed: &Parsed, out: &Tuple) -> Option<(Sum, Option<Sum>)> {
+    let mut changes = MaybeUninit::uninit();
+    if !rewrite_ipv6(packet, parsed.l3, out, &mut changes) {
+        return None;
+    }
+    // SAFETY: written where it could be done.
+    let [pseudo, rest] = unsafe { changes.assume_init() };
     Some((pseudo, Some(rest)))
 }
 
 /// A function of its own for the room its addresses take on the stack. False: it could not be done.
 #[inline(never)]
-fn rewrite_ipv6<P: Packet>(packet: P, l3: usize, out: &Key, changes: &mut [Sum; 2]) -> bool {
+fn rewrite_ipv6<P: Packet>(packet: P, l3: usize, out: &Tuple, changes: &mut MaybeUninit<[Sum; 2]>) -> bool {
     let at = l3 + IPV6_TAIL_AT;
     let Some(old) = read::<Ipv6Tail>(packet, at) else { return false };
     let new = Ipv6Tail { hop_limit: TTL, src: out.src, dst: out.dst, ..old };
     let mut pseudo = Sum::ZERO;
-    for i in 0..4 {
-        pseudo = pseudo.change(old.src[i], new.src[i]).change(old.dst[i], new.dst[i]);
+    for i in 0..2 {
+        pseudo = pseudo.change_two({ old.src }[i], { new.src }[i]).change_two({ old.dst }[i], { new.dst }[i]);
     }
     let second = |tail: &Ipv6Tail| u32::from(u16::from_ne_bytes([tail.next, tail.hop_limit]));
-    *changes = [pseudo, pseudo.change(second(&old), second(&new))];
+    changes.write([pseudo, pseudo.change(second(&old), second(&new))]);
     packet.store(at, &new).is_some()
 }

@@ -5,7 +5,7 @@ use core::ptr;
 use pgsplice_ebpf::flow::{Flow, SIDE_HELD, SIDE_RST, control, counter, event as kind};
 
 use super::headers::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, be32};
-use super::key::out;
+use super::key::{Tuple, out};
 use super::maps::{CONTROL, FLOWS, count};
 use super::packet::Packet;
 use super::parse::Parsed;
@@ -25,7 +25,7 @@ pub enum Verdict {
 
 /// A packet with this flow's tuple.
 #[inline(always)]
-pub fn take<P: Packet>(packet: P, parsed: &Parsed, flow: &Flow) -> Verdict {
+pub fn take<P: Packet>(packet: P, parsed: &Parsed, key: &Tuple, flow: &Flow) -> Verdict {
     if flow.flags & P::FLOW == 0 {
         return Verdict::Up;
     }
@@ -54,15 +54,15 @@ pub fn take<P: Packet>(packet: P, parsed: &Parsed, flow: &Flow) -> Verdict {
         && sides.may_reopen(be32(header.tcp.head.seq), options::tsval(packet, parsed.l4, header.len))
     {
         let slot = flow.slot;
-        remove(parsed, flow);
+        remove(key, flow);
         event::tell(kind::REUSED, slot, packet.ifindex());
         return Verdict::Gone;
     }
-    live(packet, parsed, flow, &header, &sides)
+    live(packet, parsed, key, flow, &header, &sides)
 }
 
 #[inline(always)]
-fn live<P: Packet>(packet: P, parsed: &Parsed, flow: &Flow, header: &Header, sides: &Sides) -> Verdict {
+fn live<P: Packet>(packet: P, parsed: &Parsed, key: &Tuple, flow: &Flow, header: &Header, sides: &Sides) -> Verdict {
     let segment = packet.segment();
     let len = if segment == 0 { parsed.ip_len } else { parsed.ip_len - header.payload + segment };
     let Some(way) = packet.way(parsed, flow, len) else { return Verdict::Drop };
@@ -84,7 +84,7 @@ fn live<P: Packet>(packet: P, parsed: &Parsed, flow: &Flow, header: &Header, sid
         Change::None => {}
         Change::Closed => event::tell(kind::CLOSED, slot, packet.ifindex()),
         Change::Reset => {
-            remove(parsed, flow);
+            remove(key, flow);
             event::tell(kind::RESET, slot, packet.ifindex());
         }
     }
@@ -133,9 +133,10 @@ fn numbers(flow: &Flow, header: &Header, tsval: options::Tsval) -> Numbers {
 
 /// Removes both flows of the session. What `flow` refers to may be another's after this.
 #[inline(always)]
-fn remove(parsed: &Parsed, flow: &Flow) {
+fn remove(key: &Tuple, flow: &Flow) {
     let other = out(flow).reversed();
-    let _ = FLOWS.remove(parsed.key);
+    let other: &Tuple = &other;
+    let _ = FLOWS.remove(key);
     let _ = FLOWS.remove(other);
 }
 

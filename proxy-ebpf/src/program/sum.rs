@@ -24,6 +24,17 @@ impl Sum {
         self.add(!old).add(new)
     }
 
+    /// The same for a word of eight bytes.
+    #[inline(always)]
+    pub fn change_two(self, old: u64, new: u64) -> Self {
+        self.change(old as u32, new as u32).change((old >> 32) as u32, (new >> 32) as u32)
+    }
+
+    #[inline(always)]
+    pub fn add_two(self, word: u64) -> Self {
+        self.add(word as u32).add((word >> 32) as u32)
+    }
+
     /// The same sum of bytes that stand `odd` bytes, 0 or 1, after an even offset.
     #[inline(always)]
     pub fn shifted(self, odd: u32) -> Self {

@@ -2,7 +2,7 @@
 //! egress, on every interface of the splice, silence about sessions that this kernel no longer knows.
 
 use core::ffi::c_void;
-use core::mem::offset_of;
+use core::mem::{MaybeUninit, offset_of};
 use core::ptr;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC};
@@ -15,8 +15,9 @@ use pgsplice_ebpf::flow::{FLOW_TC, Flow, WATCH_TC, control, counter};
 
 use super::headers::{ETH_P_8021Q, TCP_CHECKSUM_AT, TCP_FIN, TCP_FLAGS_AT, TCP_RST, TcpHead};
 use super::icmp;
-use super::maps::{CONTROL, FLOWS, count};
-use super::packet::{Packet, bounds};
+use super::key::{Key, Tuple};
+use super::maps::{self, CONTROL, count};
+use super::packet::{Packet, at, bounds};
 use super::parse::{Kind, Parsed, parse};
 use super::route::{self, Way};
 use super::splice::{self, Verdict};
@@ -38,28 +39,29 @@ pub fn splice(ctx: &TcContext) -> i32 {
 /// `None`: not ours, for whatever program comes next.
 #[inline(always)]
 fn ingress(packet: Tc<false>) -> Option<i32> {
-    let mut parsed = Parsed::new();
-    match parse(packet, &mut parsed)? {
+    let (mut parsed, mut key) = (Parsed::new(), MaybeUninit::<Key>::uninit());
+    match parse(packet, &mut parsed, &mut key)? {
         Kind::Tcp => {}
         Kind::Icmp if icmp::taken(packet, parsed.l3, parsed.l4, parsed.v6()) => return Some(TC_ACT_SHOT),
         _ => return None,
     }
-    // SAFETY: a flow is constant until it is removed; then a packet of a dead session goes astray at worst.
-    if let Some(flow) = unsafe { FLOWS.get(parsed.key) } {
-        return match splice::take(packet, &parsed, flow) {
+    // SAFETY: written for TCP.
+    let key: &Tuple = unsafe { key.assume_init_ref() };
+    if let Some(flow) = maps::flow(key) {
+        return match splice::take(packet, &parsed, key, flow) {
             Verdict::Up => None,
             Verdict::Drop => Some(TC_ACT_SHOT),
             Verdict::Sent(action) => Some(action),
             Verdict::Gone => {
-                watch::begin(packet, &parsed);
+                watch::begin(packet, &parsed, key);
                 None
             }
         };
     }
-    if parsed.opens() && guard::listener(packet, &parsed).is_some() {
-        watch::begin(packet, &parsed);
+    if parsed.opens() && guard::listener(packet, key, parsed.v6()).is_some() {
+        watch::begin(packet, &parsed, key);
     } else {
-        watch::update(packet, &parsed);
+        watch::update(packet, &parsed, key);
     }
     None
 }
@@ -79,16 +81,17 @@ pub fn keep_quiet(ctx: &TcContext) -> i32 {
 /// is CUT; data passes, and loses its FIN.
 #[inline(always)]
 fn is_own_end(packet: Tc<true>) -> Option<bool> {
-    let mut parsed = Parsed::new();
-    if parse(packet, &mut parsed)? != Kind::Tcp || parsed.flags & (TCP_RST | TCP_FIN) == 0 {
+    let (mut parsed, mut key) = (Parsed::new(), MaybeUninit::<Key>::uninit());
+    if parse(packet, &mut parsed, &mut key)? != Kind::Tcp || parsed.flags & (TCP_RST | TCP_FIN) == 0 {
         return None;
     }
     // SAFETY: the context is a valid __sk_buff as long as the program runs.
     if unsafe { (*packet.0).tc_index } == u32::from(FORWARDED) {
         return None;
     }
-    // SAFETY: one integer is copied out at once.
-    let slot = unsafe { FLOWS.get(parsed.key.reversed()) }?.slot;
+    // SAFETY: written for TCP.
+    let key: &Tuple = unsafe { key.assume_init_ref() };
+    let slot = maps::flow(&key.reversed())?.slot;
     // SAFETY: a value of an array map, aligned; user space writes it at any time.
     let word = unsafe { ptr::read_volatile(CONTROL.get_ptr(slot)?) };
     if parsed.flags & TCP_RST != 0 {
@@ -105,14 +108,14 @@ fn is_own_end(packet: Tc<true>) -> Option<bool> {
     None
 }
 
-/// [`route::find`] in a function of its own, for the room it takes on the stack. `place` is `l3`, and 256 for IPv6.
+/// Of a VLAN leg on an interface below its VLAN device: asks for the way and writes its addresses into the packet. False:
+/// there is none. `place` is `l3`, and 256 for IPv6.
+///
+/// A function of its own for the room it takes on the stack.
 #[inline(never)]
-fn find_below<P: Packet>(packet: P, place: usize, flow: &Flow, len: usize, way: &mut Way) -> bool {
-    let found = route::find(packet, place & 31, place > 31, flow, len);
-    if let Some(found) = found {
-        *way = found;
-    }
-    found.is_some()
+fn address<P: Packet>(packet: P, place: usize, flow: &Flow, len: usize) -> bool {
+    let Some((Way { macs, .. }, _)) = route::find(packet, place & 31, place > 31, flow, len) else { return false };
+    packet.store(0, &macs.first).is_some() && packet.store(8, &macs.second).is_some()
 }
 
 #[derive(Clone, Copy)]
@@ -135,8 +138,8 @@ impl<const EGRESS: bool> Packet for Tc<EGRESS> {
     const FORWARDED: u32 = counter::FORWARDED_TC;
 
     const DATA_AT: usize = offset_of!(__sk_buff, data);
-    /// Of a VLAN leg on an interface below its VLAN device; elsewhere `bpf_redirect_neigh` finds it.
-    type Way = Way;
+    /// The kernel finds it, or it stands in the packet already.
+    type Way = ();
 
     #[inline(always)]
     fn ctx(self) -> *mut c_void {
@@ -185,12 +188,21 @@ impl<const EGRESS: bool> Packet for Tc<EGRESS> {
         unsafe { bpf_skb_pull_data(self.0, end as u32) == 0 }
     }
 
+    /// A program that writes directly has every packet that others share (as a sender on this host does what it may
+    /// have to repeat) copied before it runs. At ingress that is what most of them need anyway, and a third cheaper
+    /// than the helper; at egress nearly none does.
     #[inline(always)]
     fn store<T: Copy>(self, offset: usize, value: &T) -> Option<()> {
-        let from = ptr::from_ref(value).cast_mut().cast();
-        // SAFETY: the value lives through the call and the length is its own.
-        let done = unsafe { bpf_skb_store_bytes(self.0, offset as u32, from, size_of::<T>() as u32, 0) };
-        (done == 0).then_some(())
+        if EGRESS {
+            let from = ptr::from_ref(value).cast_mut().cast();
+            // SAFETY: the value lives through the call and the length is its own.
+            let done = unsafe { bpf_skb_store_bytes(self.0, offset as u32, from, size_of::<T>() as u32, 0) };
+            return (done == 0).then_some(());
+        }
+        let to = at::<T>(self, offset)?;
+        // SAFETY: `at` proved all of T within the readable part, which is this packet's alone.
+        unsafe { ptr::write_unaligned(to, *value) };
+        Some(())
     }
 
     /// By the helper, which knows whether the field is a checksum or the seed of one (CHECKSUM_PARTIAL).
@@ -227,11 +239,10 @@ impl<const EGRESS: bool> Packet for Tc<EGRESS> {
     }
 
     #[inline(always)]
-    fn way(self, parsed: &Parsed, flow: &Flow, len: usize) -> Option<Way> {
+    fn way(self, parsed: &Parsed, flow: &Flow, len: usize) -> Option<()> {
         if flow.out_vlan != 0 {
-            let mut way = Way::UNKNOWN;
             let place = parsed.l3 | usize::from(parsed.v6()) << 8;
-            return find_below(self, place, flow, len, &mut way).then_some(way);
+            return address(self, place, flow, len).then_some(());
         }
         if len > if parsed.v6() { MIN_MTU_V6 } else { MIN_MTU_V4 } {
             let mut mtu = len as u32;
@@ -247,11 +258,11 @@ impl<const EGRESS: bool> Packet for Tc<EGRESS> {
                 return None;
             }
         }
-        Some(Way::UNKNOWN)
+        Some(())
     }
 
     #[inline(always)]
-    fn send(self, _: &Parsed, flow: &Flow, way: &Way, ends: bool) -> Option<i32> {
+    fn send(self, _: &Parsed, flow: &Flow, (): &(), ends: bool) -> Option<i32> {
         if ends {
             // SAFETY: the context is a valid __sk_buff as long as the program runs.
             unsafe { (*self.0).tc_index = u32::from(FORWARDED) };
@@ -260,18 +271,16 @@ impl<const EGRESS: bool> Packet for Tc<EGRESS> {
         if self.is_tagged() && unsafe { bpf_skb_vlan_pop(self.0) } != 0 {
             return None;
         }
-        if way.ifindex == 0 {
+        if flow.out_vlan == 0 {
             // SAFETY: no parameters are given.
             return Some(unsafe { bpf_redirect_neigh(flow.out_ifindex, ptr::null_mut(), 0, 0) } as i32);
         }
-        self.store(0, &way.macs.first)?;
-        self.store(8, &way.macs.second)?;
         // SAFETY: as for the pop.
         if unsafe { bpf_skb_vlan_push(self.0, ETH_P_8021Q.to_be(), flow.out_vlan) } != 0 {
             return None;
         }
         // SAFETY: the helper takes no pointers.
-        Some(unsafe { bpf_redirect(way.ifindex, 0) } as i32)
+        Some(unsafe { bpf_redirect(flow.out_ifindex, 0) } as i32)
     }
 
     #[inline(always)]

@@ -2,6 +2,7 @@
 
 use pgsplice_ebpf::flow::{WATCH_MOVED, WATCH_ODD, WATCH_TIMESTAMPS, Watch};
 
+use super::key::Tuple;
 use super::maps::WATCHES;
 use super::options;
 use super::packet::Packet;
@@ -11,8 +12,8 @@ use super::track::before;
 
 /// A packet that goes up: brings its watch up to date if there is one.
 #[inline(always)]
-pub fn update<P: Packet>(packet: P, parsed: &Parsed) {
-    let Some(watch) = WATCHES.get_ptr_mut(parsed.key) else { return };
+pub fn update<P: Packet>(packet: P, parsed: &Parsed, key: &Tuple) {
+    let Some(watch) = WATCHES.get_ptr_mut(key) else { return };
     let (ifindex, vlan) = (packet.ifindex(), parsed.vlan());
     // SAFETY: the verifier has proved the pointer to be a map value; packets of one connection come one after another,
     // and where they do not, a field of one packet beside a field of the next is as good.
@@ -37,7 +38,7 @@ pub fn update<P: Packet>(packet: P, parsed: &Parsed) {
 
 /// A SYN to a listener: its connection is watched from here on, whatever its tuple was before.
 #[inline(always)]
-pub fn begin<P: Packet>(packet: P, parsed: &Parsed) {
+pub fn begin<P: Packet>(packet: P, parsed: &Parsed, key: &Tuple) {
     // SAFETY: integers, of which zero is a value; written whole because the map takes every byte of it.
     let mut watch: Watch = unsafe { core::mem::zeroed() };
     watch.ifindex = packet.ifindex();
@@ -51,7 +52,7 @@ pub fn begin<P: Packet>(packet: P, parsed: &Parsed) {
         watch.tsval = tsval;
     }
     // Full: the session stays on the relay.
-    let _ = WATCHES.insert(parsed.key, watch, 0);
+    let _ = WATCHES.insert(key, watch, 0);
 }
 
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! The XDP program: admission, then the splice.
 
 use core::ffi::c_void;
-use core::mem::offset_of;
+use core::mem::{MaybeUninit, offset_of};
 use core::ptr;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
@@ -13,7 +13,8 @@ use pgsplice_ebpf::flow::{FLOW_REDIRECT, FLOW_XDP, Flow, NO_LISTENER, WATCH_XDP,
 use super::guard;
 use super::headers::{ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, Ethernet, TCP_CHECKSUM_AT, Vlan};
 use super::icmp;
-use super::maps::FLOWS;
+use super::key::{Key, Tuple};
+use super::maps;
 use super::packet::{Packet, at, bounds};
 use super::parse::{Kind, Parsed, parse};
 use super::route::{self, Way};
@@ -31,47 +32,50 @@ pub fn admit<const SPLICE: bool, const FRAGS: bool>(ctx: &XdpContext) -> u32 {
 /// `None` (a cut-off header) passes.
 #[inline(always)]
 fn verdict<const SPLICE: bool, const FRAGS: bool>(packet: Xdp<FRAGS>) -> Option<u32> {
-    let mut parsed = Parsed::new();
-    match parse(packet, &mut parsed)? {
+    let (mut parsed, mut key) = (Parsed::new(), MaybeUninit::<Key>::uninit());
+    let kind = parse(packet, &mut parsed, &mut key)?;
+    if kind == Kind::Other {
+        return None;
+    }
+    // SAFETY: written for every other kind.
+    let key: &Tuple = unsafe { key.assume_init_ref() };
+    match kind {
         Kind::Tcp => {}
         Kind::Icmp if SPLICE && icmp::taken(packet, parsed.l3, parsed.l4, parsed.v6()) => return Some(XDP_DROP),
         // It may be for a listener and cannot be told: refuse it to those who are denied, and to nobody else.
-        Kind::TooDeep if guard::denies(&parsed) => return Some(XDP_DROP),
+        Kind::TooDeep if guard::denies(key, parsed.v6()) => return Some(XDP_DROP),
         _ => return None,
     }
-    if SPLICE {
-        // SAFETY: a flow is constant until it is removed; then a packet of a dead session goes astray at worst.
-        if let Some(flow) = unsafe { FLOWS.get(parsed.key) } {
-            return Some(flow_packet(packet, &parsed, flow));
-        }
+    if SPLICE && let Some(flow) = maps::flow(key) {
+        return Some(flow_packet(packet, &parsed, key, flow));
     }
-    let listener = guard::listener(packet, &parsed);
+    let listener = guard::listener(packet, key, parsed.v6());
     if let Some(id) = listener
-        && guard::refuses(id, &parsed, packet.len())
+        && guard::refuses(id, &parsed, key, packet.len())
     {
         return Some(XDP_DROP);
     }
     if SPLICE {
         if listener.is_some() && parsed.opens() {
-            watch::begin(packet, &parsed);
+            watch::begin(packet, &parsed, key);
         } else {
-            watch::update(packet, &parsed);
+            watch::update(packet, &parsed, key);
         }
     }
     Some(XDP_PASS)
 }
 
 #[inline(always)]
-fn flow_packet<const FRAGS: bool>(packet: Xdp<FRAGS>, parsed: &Parsed, flow: &Flow) -> u32 {
-    if flow.listener != NO_LISTENER && guard::refuses(flow.listener, parsed, packet.len()) {
+fn flow_packet<const FRAGS: bool>(packet: Xdp<FRAGS>, parsed: &Parsed, key: &Tuple, flow: &Flow) -> u32 {
+    if flow.listener != NO_LISTENER && guard::refuses(flow.listener, parsed, key, packet.len()) {
         return XDP_DROP;
     }
-    match splice::take(packet, parsed, flow) {
+    match splice::take(packet, parsed, key, flow) {
         Verdict::Up => XDP_PASS,
         Verdict::Drop => XDP_DROP,
         Verdict::Sent(action) => action as u32,
         Verdict::Gone => {
-            watch::begin(packet, parsed);
+            watch::begin(packet, parsed, key);
             XDP_PASS
         }
     }
@@ -147,7 +151,7 @@ impl<const FRAGS: bool> Packet for Xdp<FRAGS> {
 
     #[inline(always)]
     fn way(self, parsed: &Parsed, flow: &Flow, len: usize) -> Option<Way> {
-        route::find(self, parsed.l3, parsed.v6(), flow, len)
+        route::find_again(self, parsed.l3, parsed.v6(), flow, len)
     }
 
     #[inline(always)]

@@ -5,8 +5,7 @@ use std::os::fd::AsFd;
 use std::{fs, io};
 
 use aya::EbpfLoader;
-use aya::maps::MapError;
-use aya::maps::{Array, PerCpuArray, RingBuf};
+use aya::maps::{Array, Map, MapError, PerCpuArray, RingBuf};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError};
 use pgsplice_ebpf::flow::{self, Flow, FlowKey, SessionMeta, SessionState, Watch};
@@ -89,6 +88,7 @@ impl Object {
         for (name, _, _, entries) in sized(sessions) {
             loader.map_max_entries(name, entries);
         }
+        loader.map_max_entries(flow::WAYS, sessions.saturating_mul(2));
         let mut ebpf = loader.default_map_pin_directory(&folder).load(OBJECT).map_err(from_loader)?;
         let maps = Maps::take(&mut ebpf)?;
         Ok((Self { ebpf, loaded: BTreeMap::new() }, maps))
@@ -113,7 +113,10 @@ impl Object {
             flow::SPLICE_COUNTERS,
             flow::LABELS,
         ] {
-            bytes += sys::memlock(&open(name)?);
+            bytes += sys::memlock(open(name)?.as_fd());
+        }
+        if let Some(Map::Array(ways)) = self.ebpf.map(flow::WAYS) {
+            bytes += sys::memlock(ways.fd().as_fd());
         }
         let parts = Parts {
             flows: open(flow::FLOWS)?,
@@ -154,7 +157,7 @@ impl Object {
         let name = if hook == Hook::Egress { "tc_keep_quiet" } else { "tc_splice" };
         let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
         if program.fd().is_err() {
-            program.load().map_err(|error| refused(name, error))?;
+            patiently(|| program.load()).map_err(|error| refused(name, error))?;
         }
         Ok(program)
     }
@@ -189,7 +192,22 @@ pub(super) fn take<T: TryFrom<aya::maps::Map>>(ebpf: &mut Ebpf, name: &'static s
 }
 
 fn load_xdp(ebpf: &mut Ebpf, name: &'static str) -> Result<(), LoadError> {
-    program::<aya::programs::Xdp>(ebpf, name)?.load().map_err(|error| refused(name, error))
+    let program: &mut aya::programs::Xdp = program(ebpf, name)?;
+    patiently(|| program.load()).map_err(|error| refused(name, error))
+}
+
+/// The verifier gives up with EAGAIN when a signal is pending, which io_uring raises in its own threads, too.
+fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const TIMES: u32 = 20;
+    let interrupted =
+        |error: &ProgramError| os_error(error).is_some_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+    for _ in 1..TIMES {
+        match load() {
+            Err(error) if interrupted(&error) => {}
+            done => return done,
+        }
+    }
+    load()
 }
 
 fn refused(name: &'static str, source: ProgramError) -> LoadError {

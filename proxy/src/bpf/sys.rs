@@ -190,7 +190,7 @@ pub fn detach_pinned_link(path: &Path) -> io::Result<()> {
 }
 
 /// What the kernel accounts for a map, in bytes; 0 where it does not tell.
-pub fn memlock(map: &OwnedFd) -> u64 {
+pub fn memlock(map: BorrowedFd<'_>) -> u64 {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd())).unwrap_or_default();
     let line = info.lines().find_map(|line| line.strip_prefix("memlock:"));
     line.and_then(|number| number.trim().parse().ok()).unwrap_or(0)

@@ -1,5 +1,7 @@
 //! What must come of packets that a person thought of. [`Scene`] sees to it that program and model agree.
 
+use std::time::Duration;
+
 use pgsplice::splice::model::{Program, Route, Verdict};
 use pgsplice_ebpf::flow::{SIDE_FIN, SIDE_FIN_ACKED, SIDE_FIN_FIRST, SIDE_HELD, SIDE_RST, control, counter, event};
 
@@ -446,13 +448,29 @@ fn what_the_routing_table_refuses_is_counted() {
 }
 
 #[test]
+fn a_neighbour_that_has_moved_is_followed_soon_and_by_another_session_at_once() {
+    with_program(Program::Xdp, |scene| {
+        let frame = scene.packet(CLIENT, 0, 0, ACK).bytes();
+        let to = |scene: &mut Scene<'_>| scene.answer(&frame).frame[5];
+        assert_eq!(to(scene), 2);
+        run("ip neigh replace 10.9.0.2 lladdr 02:00:00:00:09:03 dev out0 nud permanent");
+        std::thread::sleep(Duration::from_millis(70));
+        assert_eq!(to(scene), 3);
+        run("ip neigh replace 10.9.0.2 lladdr 02:00:00:00:09:04 dev out0 nud permanent");
+        // The same slot, and another session in it.
+        scene.change_flow(CLIENT, |flow| flow.seq_delta += 1);
+        assert_eq!(to(scene), 4);
+    });
+}
+
+#[test]
 fn a_next_hop_without_an_address_is_told_once_a_millisecond() {
     with_program(Program::Xdp, |scene| {
         run("ip neigh del 10.9.0.2 dev out0");
         run("ip -6 neigh del fd09::2 dev out0");
         for (v6, hop) in [(false, "::ffff:10.9.0.2"), (true, "fd09::2")] {
             scene.open(v6);
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(20));
             let frame = scene.packet(CLIENT, 0, 0, ACK).bytes();
             let mut told = Vec::new();
             for _ in 0..5 {

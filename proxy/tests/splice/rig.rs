@@ -96,9 +96,13 @@ impl Rig {
         }
         set_forwarding(true);
         let mut loader = aya::EbpfLoader::new();
-        for (name, capacity) in
-            [(flow::FLOWS, 2 * SESSIONS), (flow::SESSIONS, SESSIONS), (flow::CONTROL, SESSIONS), (flow::META, SESSIONS)]
-        {
+        for (name, capacity) in [
+            (flow::FLOWS, 2 * SESSIONS),
+            (flow::SESSIONS, SESSIONS),
+            (flow::CONTROL, SESSIONS),
+            (flow::META, SESSIONS),
+            (flow::WAYS, 2 * SESSIONS),
+        ] {
             loader.map_max_entries(name, capacity);
         }
         let mut ebpf = loader.default_map_pin_directory("/sys/fs/bpf").load(OBJECT).unwrap();
