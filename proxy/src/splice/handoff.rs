@@ -253,7 +253,7 @@ impl Holding<'_> {
 impl Drop for Holding<'_> {
     fn drop(&mut self) {
         let Some(slot) = self.slot.take() else { return };
-        self.splice.remove_flows(&self.keys);
+        self.splice.remove_flows(slot.index(), &self.keys);
         self.splice.maps().set_control(slot.index(), control::FREE);
         for socket in [self.legs.client, self.legs.backend] {
             // ENOENT: it was not deaf yet.
@@ -302,7 +302,7 @@ impl Live {
 
     /// The flows go; the sockets reset both sides when they are closed.
     fn abandon(self) {
-        self.splice.remove_flows(&self.keys);
+        self.splice.remove_flows(self.index, &self.keys);
         self.splice.maps().set_control(self.index, control::FREE);
     }
 }

@@ -183,7 +183,7 @@ impl Sweep {
             }
         }
         let tcp = [listener.as_ref().map(|l| &l.tcp), pool.as_ref().map(|p| &p.tcp)];
-        let mut probe = None;
+        let mut ask = [false; 2];
         for side in [0, 1] {
             let Some(tcp) = tcp[side] else { continue };
             // What the other side sent and this one has not acknowledged, while it says nothing at all.
@@ -197,12 +197,12 @@ impl Sweep {
                 Keepalive::Wait => {}
                 Keepalive::Probe => {
                     probes[side] += 1;
-                    probe = Some(side);
+                    ask[side] = true;
                 }
                 Keepalive::Dead => return Some(Due::Cut(reset_by(side))),
             }
         }
-        probe.map(Due::Probe)
+        ask.contains(&true).then_some(Due::Probe(ask))
     }
 
     fn carry_out(&self, proxy: &Proxy, index: u32, due: Option<Due>) {
@@ -216,14 +216,16 @@ impl Sweep {
                 }
             }
             Some(Due::Cut(reason)) => proxy.cut_spliced(&self.splice, index, reason),
-            Some(Due::Probe(side)) => self.probe(index, side),
+            Some(Due::Probe(sides)) => {
+                (0..2).filter(|side| sides[*side]).for_each(|side| self.probe(index, side));
+            }
         }
     }
 
     /// The entry has lingered long enough, or its flows are gone.
     fn release(&self, index: u32) {
         let Some(entry) = self.splice.table.remove(index) else { return };
-        self.splice.remove_flows(&entry.keys);
+        self.splice.remove_flows(index, &entry.keys);
         self.splice.maps().set_control(index, control::FREE);
     }
 
@@ -291,8 +293,8 @@ enum Due {
     /// The ends have ended it themselves.
     End(Termination),
     Cut(Termination),
-    /// This side has been quiet: ask whether it is there.
-    Probe(usize),
+    /// These sides have been quiet: ask whether they are there. One's answer says nothing of the other.
+    Probe([bool; 2]),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -428,9 +430,15 @@ impl Splice {
         Ok(self.maps().flow(&source)?.map(|flow| (source, flow)))
     }
 
-    pub(crate) fn remove_flows(&self, keys: &[FlowKey; 2]) {
+    /// Those of this session only: a client that uses its port again at once has made the next session on the same key
+    /// by the time the end of this one is heard of.
+    pub(crate) fn remove_flows(&self, index: u32, keys: &[FlowKey; 2]) {
+        let remove = |key: &FlowKey| match self.maps().flow(key)? {
+            Some(flow) if flow.slot == index => self.maps().remove_flow(key),
+            _ => Ok(false),
+        };
         for key in keys {
-            if let Err(error) = self.maps().remove_flow(key) {
+            if let Err(error) = remove(key) {
                 tracing::error!("a flow stays: {error}");
             }
         }

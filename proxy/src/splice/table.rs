@@ -87,7 +87,9 @@ impl Table {
     pub fn adopt(&self, in_use: &[u32]) -> Vec<Slot> {
         let mut inner = self.0.lock();
         let above = in_use.iter().max().map_or(0, |highest| highest + 1);
-        inner.freed.extend((0..above).filter(|index| !in_use.contains(index)));
+        let mut is_free = vec![true; above as usize];
+        in_use.iter().for_each(|index| is_free[*index as usize] = false);
+        inner.freed.extend((0..above).filter(|index| is_free[*index as usize]));
         inner.fresh = above;
         in_use.iter().map(|index| Slot { index: *index, table: self.clone() }).collect()
     }
