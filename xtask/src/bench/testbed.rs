@@ -152,6 +152,12 @@ impl Testbed {
         set(self.proxy(), "net/ipv4/ip_local_reserved_ports", range)
     }
 
+    /// Whether senders on any host ask again early for an answer that is late (tail loss probes), as they do by default.
+    pub fn probe_tails(&self, probe: bool) -> Result<()> {
+        let value = if probe { "3" } else { "0" };
+        self.net.hosts().iter().try_for_each(|host| set(host, "net/ipv4/tcp_early_retrans", value))
+    }
+
     /// One echo server for each crowd address, each a process of its own.
     pub fn start_crowd(&self) -> Result<Crowd> {
         let mut crowd = Crowd(Vec::new());

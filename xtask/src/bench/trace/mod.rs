@@ -19,8 +19,7 @@ use super::workload::{Kind, Path, Workload};
 use crate::lab::{Host, Program, Service, until};
 use analysis::{Analysis, Oddity};
 
-/// Sessions at a time of each load process: few, since a sender that has long had no answer asks again, and on a busy
-/// machine that is no fault of the path.
+/// Sessions at a time of each load process: few, so that no answer is late because the machine is busy.
 const AT_ONCE: usize = 4;
 /// tcpdump's buffer, in KiB: nothing may be lost in it.
 const BUFFER: &str = "65536";
@@ -38,6 +37,14 @@ const LONG: ([usize; 2], &[&str]) = ([20_000, 9_000], &["20000", "200", "9000", 
 
 /// Sessions of few requests, one after the other; the figures are sums over both ends.
 pub fn measure(path: Path<'_>, workload: Workload) -> Result<Sample> {
+    // A sender must not ask again for what is merely late. What is lost it still sends again, after 200 ms.
+    path.testbed.probe_tails(false)?;
+    let sample = capture(path, workload);
+    path.testbed.probe_tails(true)?;
+    sample
+}
+
+fn capture(path: Path<'_>, workload: Workload) -> Result<Sample> {
     path.contender.look()?;
     let captures = [Capture::start(path.testbed.client())?, Capture::start(path.testbed.backend())?];
     let began = now();
