@@ -53,14 +53,16 @@ pub struct Noise {
     pub dropped: usize,
 }
 
-/// Every target of whatever was measured.
+/// Every target whose parties were all measured.
 pub fn findings(results: &Results) -> Vec<Finding> {
     let mut all = Vec::new();
     for workload in results.workloads() {
-        for entry in results.entries(workload) {
-            // What is measured elsewhere than at home is there to be compared with.
+        let entries = results.entries(workload);
+        // What is measured elsewhere than at home is there to be compared with.
+        for &entry in entries.iter().filter(|entry| entry.links == entry.contender.home()) {
             for target in TARGETS.iter().filter(|target| target.is_for(workload, entry.contender)) {
-                if entry.links == entry.contender.home() {
+                let is_there = |contender| entries.contains(&Entry { contender, ..entry });
+                if target.goal.opponent().is_none_or(is_there) {
                     all.push(finding(results, workload, entry, target.goal));
                 }
             }
