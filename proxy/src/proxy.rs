@@ -29,6 +29,7 @@ use crate::session::registry::Registry;
 use crate::session::worker::{self, Command, Waiting};
 use crate::session::{SessionId, SessionRecord, Termination};
 use crate::splice::{Splice, adopt, sweep};
+use crate::switchover::Desk;
 
 /// Shared by the control plane, the data-plane threads and the admin interface.
 pub struct Proxy {
@@ -51,6 +52,7 @@ pub struct Proxy {
     /// Held until the end of the process, for its writer flushes when it is dropped.
     log: Mutex<Option<crate::log::Log>>,
     pub handover: Arc<Handover>,
+    pub switchover: Desk,
     workers: Vec<worker::Handle>,
     draining: AtomicBool,
     /// Whether a service manager has copies of our listening sockets.
@@ -196,6 +198,7 @@ impl Proxy {
             splice: ArcSwapOption::empty(),
             log: Mutex::new(log),
             handover: Arc::default(),
+            switchover: Desk::default(),
             workers,
             draining: AtomicBool::new(false),
             kept: AtomicBool::new(false),

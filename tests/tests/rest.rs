@@ -122,6 +122,7 @@ fn follow(endpoints: Vec<String>, tls: TlsFiles) -> ClusterHandle {
         scope: "lab".into(),
         proof: ProofConfig { interval, timeout, tls, ..ProofConfig::default() },
         leader_absent_debounce: Duration::from_millis(300),
+        switchover_hold: Duration::from_secs(15),
         ..config::Cluster::default()
     };
     cluster::watch("lab", &config)

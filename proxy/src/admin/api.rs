@@ -289,6 +289,43 @@ pub struct Upgrade {
     pub successor: u32,
 }
 
+/// `POST /v1/switchover`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchoverRequest {
+    /// Not needed where there is one.
+    #[serde(default)]
+    pub cluster: Option<String>,
+    /// Patroni chooses unless given.
+    #[serde(default)]
+    pub to: Option<String>,
+    /// How long transactions under way are waited for.
+    pub pause_timeout_ms: u64,
+}
+
+/// `GET /v1/switchover`: the last attempt, as it stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Switchover {
+    pub cluster: String,
+    pub from: String,
+    pub to: Option<String>,
+    pub over: bool,
+    /// Why it failed, and how things are now.
+    pub error: Option<String>,
+    pub steps: Vec<SwitchoverStep>,
+    /// From the announcement, since when new sessions wait, to the last PgBouncer in service again.
+    pub gap_ms: Option<f64>,
+    /// The longest wait of a client at a paused PgBouncer.
+    pub longest_wait_ms: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SwitchoverStep {
+    pub what: String,
+    /// Since the attempt was begun.
+    pub at_ms: f64,
+}
+
 // === impl SessionsQuery ===
 
 impl SessionsQuery {

@@ -20,6 +20,7 @@ use crate::guard::api as deny;
 use crate::handover;
 use crate::proxy::Proxy;
 use crate::session::{SessionId, SessionRecord, Termination};
+use crate::switchover;
 
 /// Longest request body in bytes: 50,000 session ids.
 const LONGEST_BODY: usize = 1 << 20;
@@ -43,6 +44,7 @@ pub fn read_only(proxy: Arc<Proxy>) -> Router {
         .route("/v1/reload", post(unix_only))
         .route("/v1/takeover", post(unix_only))
         .route("/v1/upgrade", post(unix_only))
+        .route("/v1/switchover", post(unix_only).get(last_switchover))
         .route("/v1/deny", post(unix_only).delete(unix_only));
     finish(looking().merge(steering), proxy)
 }
@@ -56,6 +58,7 @@ pub fn all(proxy: Arc<Proxy>) -> Router {
         .route("/v1/reload", post(reload))
         .route("/v1/takeover", post(takeover))
         .route("/v1/upgrade", post(upgrade))
+        .route("/v1/switchover", post(switch_over).get(last_switchover))
         .route("/v1/deny", post(deny_add).delete(deny_del));
     finish(looking().merge(steering), proxy)
 }
@@ -117,6 +120,11 @@ async fn sessions(State(proxy): Shared, query: Args<api::SessionsQuery>) -> Resu
     let selected = select(&proxy, &query.filter())?;
     let shown = selected.iter().take(query.limit.unwrap_or(SESSIONS));
     Ok(Json(api::Sessions { total: selected.len(), sessions: shown.map(|one| snapshot::session(one)).collect() }))
+}
+
+async fn last_switchover(State(proxy): Shared) -> Result<Json<api::Switchover>, Failure> {
+    let last = proxy.switchover.last();
+    last.map(Json).ok_or_else(|| Failure::new(StatusCode::NOT_FOUND, "this process has made no switchover"))
 }
 
 async fn deny_list(State(proxy): Shared) -> Result<Json<deny::DenyList>, Failure> {
@@ -188,6 +196,34 @@ async fn reload(State(proxy): Shared) -> Result<Json<api::ReloadReport>, Failure
     let reloading = tokio::spawn(async move { proxy.reload().await });
     let done = reloading.await.map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error))?;
     done.map(Json).map_err(|error| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, error))
+}
+
+async fn switch_over(
+    State(proxy): Shared,
+    body: Body<api::SwitchoverRequest>,
+) -> Result<Json<api::Switchover>, Failure> {
+    let extract::Json(request) = body?;
+    let config = proxy.config.load();
+    let names = || list(config.clusters.keys().cloned().collect());
+    let (name, cluster) = match (&request.cluster, config.clusters.len()) {
+        (None, 1) => config.clusters.iter().next(),
+        (None, _) => {
+            let message = format!("which cluster? there are: {}", names());
+            return Err(Failure::new(StatusCode::BAD_REQUEST, message));
+        }
+        (Some(name), _) => config.clusters.get_key_value(name),
+    }
+    .ok_or_else(|| Failure::new(StatusCode::NOT_FOUND, format!("no such cluster; there are: {}", names())))?;
+    let views = proxy.clusters.load().get(name).cloned();
+    let views = views.ok_or_else(|| Failure::new(StatusCode::CONFLICT, "the cluster is not followed yet"))?;
+    let order = switchover::Order {
+        cluster_name: name.clone(),
+        cluster: cluster.clone(),
+        to: request.to,
+        pause_timeout: Duration::from_millis(request.pause_timeout_ms),
+    };
+    let begun = proxy.switchover.begin(order, views);
+    begun.map(Json).map_err(|why| Failure::new(StatusCode::CONFLICT, why))
 }
 
 async fn upgrade(State(proxy): Shared) -> Result<Json<api::Upgrade>, Failure> {

@@ -2,6 +2,8 @@
 //!
 //! The console speaks the simple query protocol only (`admin.c` of PgBouncer).
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -9,6 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
+use super::servers::Server;
 use crate::config::agent::{self, PgBouncer};
 
 pub(super) struct Console {
@@ -49,6 +52,11 @@ pub(super) struct Database {
 // === impl Console ===
 
 impl Console {
+    /// One whose commands may take this long.
+    pub(super) fn patient(config: &PgBouncer, timeout: Duration) -> Self {
+        Self { timeout, ..Self::new(config) }
+    }
+
     pub(super) fn new(config: &PgBouncer) -> Self {
         let mut login = Config::new();
         login.user(&config.user).dbname("pgbouncer").application_name("pgsplice agent");
@@ -76,6 +84,22 @@ impl Console {
             column(row, "value").as_deref() == Some("yes") && column(row, "key").as_deref() != Some("active")
         });
         Ok(yes.and_then(|row| column(row, "key")))
+    }
+
+    /// Its connections to servers; those over a Unix socket are left out.
+    pub(super) async fn servers(&mut self) -> Result<Vec<Server>, ConsoleError> {
+        let rows = self.command("SHOW SERVERS").await?;
+        Ok(rows.iter().filter_map(server).collect())
+    }
+
+    /// How long the client waits that waits longest for one of these databases.
+    pub(super) async fn longest_wait(&mut self, databases: &BTreeSet<String>) -> Result<Duration, ConsoleError> {
+        let rows = self.command("SHOW POOLS").await?;
+        let number = |row: &SimpleQueryRow, name: &str| text(row, name).parse::<u64>().unwrap_or(0);
+        let of_them = rows.iter().filter(|row| databases.contains(&text(row, "database")));
+        let waits = of_them
+            .map(|row| Duration::from_secs(number(row, "maxwait")) + Duration::from_micros(number(row, "maxwait_us")));
+        Ok(waits.max().unwrap_or_default())
     }
 
     /// Connects first where there is no connection. After any error the next command makes a new one.
@@ -143,9 +167,20 @@ impl Drop for Link {
     }
 }
 
+/// By name: the columns differ between versions of PgBouncer.
+fn text(row: &SimpleQueryRow, name: &str) -> String {
+    row.try_get(name).ok().flatten().unwrap_or_default().to_string()
+}
+
+fn server(row: &SimpleQueryRow) -> Option<Server> {
+    let address =
+        |ip: &str, port: &str| Some(SocketAddr::new(text(row, ip).parse().ok()?, text(row, port).parse().ok()?));
+    let (remote, local) = (address("addr", "port")?, address("local_addr", "local_port")?);
+    Some(Server { database: text(row, "database"), remote, local })
+}
+
 fn database(row: &SimpleQueryRow) -> Database {
-    // By name: the columns differ between versions of PgBouncer.
-    let column = |name: &str| row.try_get(name).ok().flatten().unwrap_or_default().to_string();
+    let column = |name: &str| text(row, name);
     let halted = ["disabled", "paused"].into_iter().find(|state| column(state) == "1");
     Database {
         name: column("name"),

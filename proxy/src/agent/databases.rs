@@ -49,6 +49,14 @@ impl DatabasesFile {
         self.entries.contains_key(database)
     }
 
+    /// Whether a database that PgBouncer shows is one of this file's; `*` stands for all that lead where it leads.
+    pub(super) fn owns(&self, database: &Database, target: &Target) -> bool {
+        let of_star = || {
+            database.host == target.host && database.port == target.port.to_string() && self.entries.contains_key("*")
+        };
+        database.name != MARKER && (self.entries.contains_key(&database.name) || of_star())
+    }
+
     /// Replaces the file if it differs: after a crash there is the old one or the new one, whole.
     pub(super) fn write(&self, target: &Target) -> Result<(), WriteError> {
         // A link stays a link: what it points to is replaced.

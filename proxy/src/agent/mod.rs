@@ -5,6 +5,8 @@
 
 mod console;
 mod databases;
+mod hold;
+mod servers;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -16,15 +18,19 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::cluster::resolve::HostPort;
 use crate::cluster::store::{self, Places, Registration};
-use crate::cluster::{self, Bouncer, BouncerState, ClusterHandle, ClusterView};
+use crate::cluster::{self, Bouncer, BouncerState, ClusterHandle, ClusterView, Switchover};
 use crate::config::agent::AgentConfig;
 
 use console::Console;
 pub use databases::MARKER;
 use databases::{DatabasesFile, Target};
+use hold::Hold;
+use servers::OldPrimaries;
 
 /// How long taking the entry out of the registry may take at the end.
 const FAREWELL: Duration = Duration::from_secs(3);
+/// How long after a move connections to the old primary are looked for: PgBouncer may have been making one.
+const SWEEP_FOR: Duration = Duration::from_secs(10);
 
 /// One agent at work.
 struct Agent {
@@ -36,6 +42,15 @@ struct Agent {
     target: Option<Target>,
     /// Since when the target is wanted and not verified, to say how long a move took.
     wanted: Option<Instant>,
+    /// PgBouncer is paused, or about to be.
+    hold: Option<Hold>,
+    /// The announcement that was waited for in vain.
+    spent: Option<Switchover>,
+    /// How long a client waited at most in the last pause.
+    waited: Option<Duration>,
+    old_primaries: OldPrimaries,
+    /// Connections to old primaries are looked for until then.
+    sweep_until: Option<Instant>,
     registry: Option<Registry>,
 }
 
@@ -55,6 +70,12 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) {
         cluster,
         target: None,
         wanted: None,
+        hold: Hold::left_behind(&config.pgbouncer.databases_file),
+        spent: None,
+        waited: None,
+        old_primaries: OldPrimaries::default(),
+        // One before us may have died between repointing and this.
+        sweep_until: Some(Instant::now() + SWEEP_FOR),
         registry: None,
         config,
     };
@@ -80,11 +101,20 @@ impl Agent {
             }
             let view = views.borrow_and_update().clone();
             self.aim(&view);
+            if self.must_hold(&view) {
+                // Whatever the view says next is more important than a transaction that does not end.
+                tokio::select! {
+                    biased;
+                    _ = views.wait_for(|now| now.generation != view.generation) => {}
+                    held = self.hold_back() => self.report_hold(held),
+                }
+                continue;
+            }
             let written = self.write_file().await;
             // A newer truth must not wait for a console that hangs: the file is written whole, the rest starts again.
             let outcome = tokio::select! {
                 biased;
-                outcome = self.settle(written) => outcome,
+                outcome = self.settle(written, &view) => outcome,
                 () = moved_on(&mut views, &view) => continue,
             };
             self.report(outcome);
@@ -93,6 +123,10 @@ impl Agent {
 
     /// Takes the open primary as the target. Without one the last stays.
     fn aim(&mut self, view: &ClusterView) {
+        self.old_primaries.saw(view.members.values().filter_map(|member| member.conn_addr));
+        if self.spent != view.switchover {
+            self.spent = None;
+        }
         let Some(target) = target(view) else { return };
         if self.target.as_ref() != Some(&target) {
             tracing::info!(
@@ -106,6 +140,78 @@ impl Agent {
         }
     }
 
+    /// Whether clients shall wait: from the announcement of a switchover until a primary is open, and never longer
+    /// than `switchover_hold`.
+    fn must_hold(&mut self, view: &ClusterView) -> bool {
+        match (&self.hold, &view.switchover) {
+            (None, None) => false,
+            (None, Some(announced)) => {
+                self.spent.as_ref() != Some(announced)
+                    && self.target.as_ref().is_some_and(|target| target.leader == announced.from)
+            }
+            (Some(hold), announced) if hold.since.elapsed() >= self.config.cluster.switchover_hold => {
+                let limit = self.config.cluster.switchover_hold;
+                tracing::warn!(?limit, "the switchover did not come within its time: resuming");
+                self.spent = announced.clone();
+                false
+            }
+            (Some(_), Some(_)) => true,
+            // Patroni takes its announcement back as soon as the candidate holds the key, before it is writable.
+            (Some(_), None) => view.primary.is_none(),
+        }
+    }
+
+    /// Pauses what leads to the primary. True once no transaction is under way any more.
+    async fn hold_back(&mut self) -> Result<bool, String> {
+        let running = self.console.databases().await.map_err(|error| error.to_string())?;
+        let pgbouncer = &self.config.pgbouncer;
+        let hold = self.hold.get_or_insert_with(|| {
+            tracing::info!("a switchover is announced: pausing");
+            Hold::begin(&pgbouncer.databases_file)
+        });
+        let limit = self.config.cluster.switchover_hold;
+        if let Some(target) = &self.target {
+            // One that is paused already is somebody else's to resume.
+            let more = running.iter().filter(|one| one.halted.is_none() && self.file.owns(one, target));
+            let more = more.map(|one| one.name.clone()).collect();
+            hold.pause(more, || Console::patient(pgbouncer, limit)).map_err(|error| error.to_string())?;
+        }
+        match tokio::time::timeout(pgbouncer.check_interval, hold.quiet(&mut self.console)).await {
+            Ok(quiet) => quiet.map(|()| true),
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn report_hold(&mut self, held: Result<bool, String>) {
+        let state = match &held {
+            Ok(true) => BouncerState::Paused,
+            Ok(false) => BouncerState::Pausing,
+            Err(_) => BouncerState::Failed,
+        };
+        let mut bouncer = self.bouncer(state);
+        if let Some(target) = &self.target {
+            (bouncer.leader, bouncer.timeline) = (Some(target.leader.clone()), Some(target.timeline));
+        }
+        bouncer.reason = match held {
+            Ok(true) => String::new(),
+            Ok(false) => "transactions are under way".into(),
+            Err(why) => why,
+        };
+        self.register(bouncer);
+    }
+
+    /// Ends what [`Self::hold_back`] began, if anything.
+    async fn resume(&mut self) -> Result<(), String> {
+        let Some(hold) = &mut self.hold else { return Ok(()) };
+        if let Ok(waited) = self.console.longest_wait(hold.databases()).await {
+            self.waited = Some(waited);
+        }
+        hold.resume(&mut self.console).await?;
+        tracing::info!(held = ?hold.since.elapsed(), longest_wait = ?self.waited, "resumed");
+        self.hold = None;
+        Ok(())
+    }
+
     async fn write_file(&self) -> Result<Option<Target>, String> {
         let Some(target) = self.target.clone() else { return Ok(None) };
         let file = self.file.clone();
@@ -117,8 +223,19 @@ impl Agent {
         }
     }
 
-    /// Makes the running PgBouncer follow the file. `Err`: why it is not ready.
-    async fn settle(&mut self, written: Result<Option<Target>, String>) -> Result<Target, String> {
+    /// Makes the running PgBouncer follow the file, and its clients go on. `Err`: why it is not ready.
+    async fn settle(&mut self, written: Result<Option<Target>, String>, view: &ClusterView) -> Result<Target, String> {
+        let followed = self.follow(written).await;
+        // Whatever came of it: nobody is left waiting.
+        let resumed = self.resume().await;
+        let target = followed?;
+        resumed?;
+        self.sweep(&target, view).await?;
+        self.find_halted().await?;
+        Ok(target)
+    }
+
+    async fn follow(&mut self, written: Result<Option<Target>, String>) -> Result<Target, String> {
         let target = match written {
             Ok(target) => target,
             // Even so, whether PgBouncer answers is worth knowing.
@@ -138,8 +255,35 @@ impl Agent {
             // PgBouncer lets go of connections to the old address by itself when it reloads; this says so again for
             // those it took in the meantime. It does not wait for them.
             self.console.command("RECONNECT").await.map_err(|error| error.to_string())?;
+            self.sweep_until = Some(Instant::now() + SWEEP_FOR);
         }
-        // A client sent there would wait, and nobody knows for how long.
+        Ok(target)
+    }
+
+    /// Ends transactions at an old primary: it may go on taking writes, and a client may wait for it for ever.
+    async fn sweep(&mut self, target: &Target, view: &ClusterView) -> Result<(), String> {
+        if self.sweep_until.is_none() {
+            return Ok(());
+        }
+        let now = view.members.get(&target.leader).and_then(|member| member.conn_addr);
+        let running = self.console.databases().await.map_err(|error| error.to_string())?;
+        let ours = running.into_iter().filter(|one| self.file.owns(one, target)).map(|one| one.name).collect();
+        let swept = self.old_primaries.sweep(&mut self.console, &ours, target, now).await;
+        let swept = swept.map_err(|error| error.to_string())?;
+        if swept.ended > 0 {
+            tracing::warn!(ended = swept.ended, "connections to an old primary were ended");
+        }
+        match swept.left {
+            Some((left, why)) => tracing::warn!(left, "connections to an old primary go on: {why}"),
+            None if self.sweep_until.is_some_and(|until| until <= Instant::now()) => self.sweep_until = None,
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// A client sent to what somebody else paused would wait, and nobody knows for how long.
+    async fn find_halted(&mut self) -> Result<(), String> {
+        let running = self.console.databases().await.map_err(|error| error.to_string())?;
         if let Some(halted) = self.console.halted().await.map_err(|error| error.to_string())? {
             return Err(format!("PgBouncer is {halted}"));
         }
@@ -147,7 +291,7 @@ impl Agent {
             Some(database) => {
                 Err(format!("database {} is {}", database.name, database.halted.as_deref().unwrap_or_default()))
             }
-            None => Ok(target),
+            None => Ok(()),
         }
     }
 
@@ -185,6 +329,7 @@ impl Agent {
             leader: None,
             timeline: None,
             reason: String::new(),
+            waited_ms: self.waited.map(|waited| waited.as_millis() as u64),
         }
     }
 
@@ -197,6 +342,8 @@ impl Agent {
             BouncerState::Failed => tracing::warn!(why = bouncer.reason, "not ready"),
             BouncerState::Draining => tracing::info!(why = bouncer.reason, "draining"),
             BouncerState::Ready => tracing::info!(leader = bouncer.leader, "ready"),
+            BouncerState::Pausing => tracing::info!(why = bouncer.reason, "pausing"),
+            BouncerState::Paused => tracing::info!("paused"),
         }
         let json = serde_json::to_vec(&bouncer).expect("a bouncer has nothing JSON cannot hold");
         match &mut self.registry {
@@ -216,8 +363,11 @@ impl Agent {
         Registry { value, task, last }
     }
 
-    /// Out of the registry; PgBouncer goes on as it is.
+    /// Out of the registry; PgBouncer goes on as it is, and never paused.
     async fn leave(mut self) {
+        if let Ok(Err(why)) = tokio::time::timeout(FAREWELL, self.resume()).await {
+            tracing::error!(why, "PgBouncer may be left paused; the next start resumes it");
+        }
         let Some(Registry { value, task, .. }) = self.registry.take() else { return };
         drop(value);
         if tokio::time::timeout(FAREWELL, task).await.is_err() {

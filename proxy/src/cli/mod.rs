@@ -14,6 +14,7 @@ pub mod reload;
 pub mod run;
 pub mod sessions;
 pub mod status;
+pub mod switchover;
 pub mod table;
 pub mod undrain;
 pub mod upgrade;
@@ -43,6 +44,7 @@ pub enum Command {
     Kill(kill::Args),
     Reload(reload::Args),
     Upgrade(upgrade::Args),
+    Switchover(switchover::Args),
     Deny(deny::Args),
     Agent(agent::Args),
 }
@@ -64,6 +66,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Kill(args) => kill::run(args),
         Command::Reload(args) => reload::run(args),
         Command::Upgrade(args) => upgrade::run(args),
+        Command::Switchover(args) => switchover::run(args),
         Command::Deny(args) => deny::run(args),
         Command::Agent(args) => agent::run(args),
     };

@@ -58,6 +58,7 @@ impl Follower {
             cluster: name.into(),
             leader_absent_debounce: config.leader_absent_debounce,
             proof_hold: proof.interval * HOLD_INTERVALS + proof.timeout,
+            switchover_hold: config.switchover_hold,
         };
         Self {
             name: name.into(),
@@ -183,6 +184,11 @@ fn log_change(cluster: &str, old: &ClusterView, new: &ClusterView) {
     }
     if old.leader_key != new.leader_key {
         tracing::info!(cluster, old = old.leader_key, new = new.leader_key, "leader key changed");
+    }
+    match (&old.switchover, &new.switchover) {
+        (old, Some(new)) if old.as_ref() != Some(new) => tracing::info!(cluster, by = ?new.by, "{new} is announced"),
+        (Some(old), None) => tracing::info!(cluster, "{old} is not announced any more"),
+        _ => {}
     }
     match (&old.primary, &new.primary) {
         (old, Some(new)) if old.as_ref() != Some(new) => {

@@ -17,7 +17,7 @@ pub enum ClientError {
 }
 
 /// Reads the TLS files. Only connecting has a time limit: the answer is up to the caller.
-pub(super) fn client(tls: &TlsFiles, connect_timeout: Duration) -> Result<Client, ClientError> {
+pub(crate) fn client(tls: &TlsFiles, connect_timeout: Duration) -> Result<Client, ClientError> {
     super::install_crypto();
     // Proxy settings of the environment must not stand between us and a member.
     let mut builder = Client::builder()
@@ -32,7 +32,7 @@ pub(super) fn client(tls: &TlsFiles, connect_timeout: Duration) -> Result<Client
 }
 
 /// The whole body, unless it is longer than this many bytes.
-pub(super) async fn body(mut response: Response, most: usize) -> Result<Vec<u8>, String> {
+pub(crate) async fn body(mut response: Response, most: usize) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| cause(&error))? {
         if body.len() + chunk.len() > most {
@@ -44,7 +44,7 @@ pub(super) async fn body(mut response: Response, most: usize) -> Result<Vec<u8>,
 }
 
 /// The innermost cause: "Connection refused" rather than "error sending request for url".
-pub(super) fn cause(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;

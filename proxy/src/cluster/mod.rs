@@ -3,8 +3,9 @@
 //! A [`store`] reads keys from the DCS, [`patroni`] turns them into roles, [`truth`] weighs them against what the
 //! members [prove](proof), and the result is one immutable [`ClusterView`] at a time.
 
+pub mod announce;
 mod follow;
-mod http;
+pub(crate) mod http;
 pub mod patroni;
 pub mod proof;
 pub mod resolve;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Once};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+pub use announce::Switchover;
 pub use view::*;
 
 use crate::config;

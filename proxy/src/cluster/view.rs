@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
+use super::Switchover;
+
 /// What pgsplice holds true about a cluster at one moment, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterView {
@@ -19,6 +21,8 @@ pub struct ClusterView {
     pub primary: Option<Primary>,
     /// Why `primary` is `None`, in words for an operator. Empty when it is open.
     pub closed_because: String,
+    /// A planned move that may begin at any moment: nothing new is sent to the primary, agents pause their PgBouncer.
+    pub switchover: Option<Switchover>,
     /// By member name.
     pub members: BTreeMap<String, Member>,
     /// The agents' registry, by bouncer name.
@@ -111,6 +115,9 @@ pub struct Bouncer {
     /// Why `state` is not `ready`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// The longest wait of a client, in milliseconds, when the agent paused PgBouncer last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waited_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -120,6 +127,10 @@ pub enum BouncerState {
     Ready,
     /// The operator takes it out of service: no new sessions.
     Draining,
+    /// Told to PAUSE for a switchover; transactions are under way.
+    Pausing,
+    /// Paused for a switchover: clients wait, and no server connection is open.
+    Paused,
     /// Does not answer its admin console, or its databases could not be repointed.
     Failed,
 }

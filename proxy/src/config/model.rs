@@ -159,6 +159,8 @@ pub struct Cluster {
     pub proof: ProofConfig,
     /// How long the leader key may be absent before nothing new is admitted.
     pub leader_absent_debounce: Duration,
+    /// How long new sessions wait, and agents pause, for an announced switchover that does not come.
+    pub switchover_hold: Duration,
 }
 
 impl Default for Cluster {
@@ -170,18 +172,36 @@ impl Default for Cluster {
             citus_group: None,
             proof: ProofConfig::default(),
             leader_absent_debounce: Duration::from_secs(1),
+            switchover_hold: Duration::from_secs(15),
         }
     }
 }
 
 /// `[cluster.NAME.proof]`: Patroni's REST API is asked `GET /patroni` on each member's `api_url`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct ProofConfig {
     pub interval: Duration,
     /// Interval while the leader key and the proofs disagree.
     pub fast_interval: Duration,
     pub timeout: Duration,
     pub tls: TlsFiles,
+    /// Patroni's `restapi.authentication`: only `pgsplice switchover` needs it.
+    pub user: Option<String>,
+    pub password: Option<String>,
+}
+
+impl std::fmt::Debug for ProofConfig {
+    /// Never prints the password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { interval, fast_interval, timeout, tls, user, password: _ } = self;
+        f.debug_struct("ProofConfig")
+            .field("interval", interval)
+            .field("fast_interval", fast_interval)
+            .field("timeout", timeout)
+            .field("tls", tls)
+            .field("user", user)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for ProofConfig {
@@ -191,6 +211,8 @@ impl Default for ProofConfig {
             fast_interval: Duration::from_millis(100),
             timeout: Duration::from_secs(2),
             tls: TlsFiles::default(),
+            user: None,
+            password: None,
         }
     }
 }

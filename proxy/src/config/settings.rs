@@ -98,7 +98,9 @@ pub fn splice_road_name(road: SpliceRoad) -> &'static str {
     }
 }
 
-pub fn cluster(Cluster { store, namespace, scope, citus_group, proof, leader_absent_debounce }: &Cluster) -> Settings {
+pub fn cluster(
+    Cluster { store, namespace, scope, citus_group, proof, leader_absent_debounce, switchover_hold }: &Cluster,
+) -> Settings {
     let mut settings = section(
         "",
         [
@@ -106,16 +108,19 @@ pub fn cluster(Cluster { store, namespace, scope, citus_group, proof, leader_abs
             ("namespace", text(namespace)),
             ("citus_group", optional(citus_group.map(number))),
             ("leader_absent_debounce", duration(*leader_absent_debounce)),
+            ("switchover_hold", duration(*switchover_hold)),
         ],
     );
     settings.extend(self::store(store));
-    let ProofConfig { interval, fast_interval, timeout, tls: proof_tls } = proof;
+    let ProofConfig { interval, fast_interval, timeout, tls: proof_tls, user, password } = proof;
     settings.extend(section(
         "proof.",
         [
             ("interval", duration(*interval)),
             ("fast_interval", duration(*fast_interval)),
             ("timeout", duration(*timeout)),
+            ("user", optional(user.as_ref().map(text))),
+            ("password", optional(password.clone().map(Value::Secret))),
         ],
     ));
     settings.extend(tls("proof.tls.", proof_tls));

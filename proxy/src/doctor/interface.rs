@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use super::netlink::{self, Request, attributes};
+use crate::netlink::{self, Request, attributes};
 
 /// linux/ethtool.h
 const ETHTOOL_GDRVINFO: u32 = 0x3;

@@ -4,7 +4,6 @@ mod bpf;
 mod host;
 mod interface;
 mod kernel;
-mod netlink;
 mod roads;
 mod splice;
 mod xdp;

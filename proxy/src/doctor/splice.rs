@@ -5,10 +5,10 @@ use std::net::TcpStream;
 use std::ops::RangeInclusive;
 
 use super::interface::{self, NativeXdp};
-use super::netlink::{self, Request, attributes};
 use super::{Check, roads, sysctl, sysctl_number};
 use crate::bpf::{XdpState, ifindex, xdp_state};
 use crate::config::{Config, SpliceMode};
+use crate::netlink::{self, Request, attributes};
 
 /// Above this a packet does not fit into one page with XDP's headroom, and comes in fragments.
 const LARGE_MTU: u32 = 3498;

@@ -125,6 +125,10 @@ async fn watch(pool: Arc<Pool>, backend: Arc<Backend>, mut delay: Duration, reco
         }
         let started = Instant::now();
         let result = check::probe(backend.address, &probe).await;
+        if result.is_err() && backend.is_held() {
+            delay = probe.interval;
+            continue;
+        }
         if result.is_err() {
             backend.counters.probe_failures.fetch_add(1, Relaxed);
         }

@@ -16,6 +16,8 @@ pub struct Backend {
     pub name: String,
     /// Drained by `pgsplice drain`; survives reloads, not restarts.
     drained: AtomicBool,
+    /// Paused for a switchover by its agent: that a probe waits there is no failure.
+    held: AtomicBool,
     health: Mutex<Health>,
     /// Sessions that hold or are making a connection here.
     sessions: AtomicU32,
@@ -54,6 +56,7 @@ impl Backend {
             address,
             name: name.into(),
             drained: AtomicBool::new(false),
+            held: AtomicBool::new(false),
             health: Mutex::new(Health::Unknown),
             sessions: AtomicU32::new(0),
             counters: BackendCounters::default(),
@@ -79,6 +82,14 @@ impl Backend {
 
     pub fn set_drained(&self, drained: bool) {
         self.drained.store(drained, Relaxed);
+    }
+
+    pub fn is_held(&self) -> bool {
+        self.held.load(Relaxed)
+    }
+
+    pub fn set_held(&self, held: bool) {
+        self.held.store(held, Relaxed);
     }
 
     pub fn sessions(&self) -> u32 {

@@ -95,7 +95,10 @@ fn renew(
         .map(|named| {
             let same =
                 before.iter().chain(departed.iter()).find(|one| one.address == named.address && one.name == named.name);
-            same.cloned().unwrap_or_else(|| Arc::new(Backend::new(&pool.name, &named.name, named.address)))
+            let backend =
+                same.cloned().unwrap_or_else(|| Arc::new(Backend::new(&pool.name, &named.name, named.address)));
+            backend.set_held(named.held);
+            backend
         })
         .collect();
     // A dead Patroni's member key runs out together with its leader key, and the sessions at its node are the ones that

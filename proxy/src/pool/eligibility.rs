@@ -17,6 +17,8 @@ pub struct Named {
     pub backup: bool,
     pub max_sessions: u32,
     pub peer_id: Option<u16>,
+    /// Paused by its agent.
+    pub held: bool,
     /// Why the cluster rules it out at this moment; `None` when it may be used.
     pub excluded: Option<String>,
 }
@@ -38,6 +40,7 @@ pub fn members(
                 backup: entry.backup,
                 max_sessions: entry.max_sessions.unwrap_or(limit),
                 peer_id: entry.peer_id,
+                held: false,
                 excluded: None,
             })
             .collect(),
@@ -54,6 +57,9 @@ fn fleet(view: &ClusterView, max_sessions: u32) -> Vec<Named> {
             return Some(format!("its agent says {:?}{why}", bouncer.state).to_lowercase());
         }
         let Some(primary) = &view.primary else { return Some(view.closed_because.clone()) };
+        if let Some(announced) = &view.switchover {
+            return Some(format!("{announced} is under way"));
+        }
         match &bouncer.leader {
             Some(leader) if *leader == primary.member => None,
             Some(leader) => Some(format!("its databases point to {leader}, the primary is {}", primary.member)),
@@ -70,6 +76,7 @@ fn fleet(view: &ClusterView, max_sessions: u32) -> Vec<Named> {
             backup: false,
             max_sessions,
             peer_id: bouncer.peer_id,
+            held: matches!(bouncer.state, BouncerState::Pausing | BouncerState::Paused),
             excluded: excluded(bouncer),
         })
         .collect();
@@ -88,7 +95,7 @@ fn node_local(view: &ClusterView, rule: &RoleRule, address: NodeAddress, max_ses
             let address = node_address(member, address)?;
             let (excluded, backup) = member_rule(view, member, rule);
             let name = member.name.clone();
-            Some(Named { name, address, weight: 1, backup, max_sessions, peer_id: None, excluded })
+            Some(Named { name, address, weight: 1, backup, max_sessions, peer_id: None, held: false, excluded })
         })
         .collect();
     list.sort_by(|a, b| a.name.cmp(&b.name));
@@ -113,7 +120,7 @@ fn member_rule(view: &ClusterView, member: &Member, rule: &RoleRule) -> (Option<
             .map(|(tag, value)| format!("tag {tag} is not {value}"))
     };
     match rule.role {
-        Role::Primary if is_primary => (None, false),
+        Role::Primary if is_primary => (view.switchover.as_ref().map(|said| format!("{said} is under way")), false),
         Role::Primary => {
             let why = match &view.primary {
                 Some(primary) => format!("the primary is {}", primary.member),
@@ -316,6 +323,7 @@ mod tests {
                 leader: leader.map(Into::into),
                 timeline: Some(1),
                 reason: String::new(),
+                waited_ms: None,
             };
             view.bouncers.insert(name, bouncer);
         }

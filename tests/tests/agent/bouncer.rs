@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use tokio_postgres::{Config, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 /// PgBouncer refuses to run as root.
 const NOBODY: u32 = 65534;
@@ -25,7 +25,7 @@ impl PgBouncer {
         let mut bouncer = Self { port, folder, process: None };
         let ini = format!(
             "%include {databases}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir = {dir}\n\
-             auth_type = scram-sha-256\nauth_file = {dir}/users.txt\nadmin_users = pgbouncer\nlogfile = {dir}/log\n",
+             auth_type = scram-sha-256\nauth_file = {dir}/users.txt\nadmin_users = pgbouncer\npool_mode = transaction\nlogfile = {dir}/log\n",
             databases = bouncer.databases_file().display(),
             dir = bouncer.folder.path().display(),
         );
@@ -100,6 +100,25 @@ impl PgBouncer {
         let pid = self.process.as_ref().unwrap().id();
         // SAFETY: kill takes no pointers, and the child is not reaped while we hold it.
         assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
+    }
+
+    /// A client of database `app`.
+    pub async fn client(&self) -> Client {
+        let mut login = Config::new();
+        login.host("127.0.0.1").port(self.port).user("pgbouncer").password("secret").dbname("app");
+        let (client, connection) = login.connect(NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
+    /// The databases that are paused.
+    pub async fn paused(&self) -> Vec<String> {
+        let rows = self.console("SHOW DATABASES").await;
+        let paused = rows.iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) if row.get("paused") == Some("1") => row.get("name"),
+            _ => None,
+        });
+        paused.map(Into::into).collect()
     }
 
     pub async fn console(&self, command: &str) -> Vec<SimpleQueryMessage> {

@@ -6,6 +6,8 @@
 
 mod bouncer;
 mod member;
+mod server;
+mod switchover;
 
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,7 @@ use tokio::task::JoinHandle;
 
 use bouncer::PgBouncer;
 use member::Member;
+use server::Server;
 
 /// A cluster of two members, one PgBouncer and its agent.
 struct World {
@@ -26,6 +29,7 @@ struct World {
     store: Client,
     bouncer: PgBouncer,
     members: [Member; 2],
+    _servers: [Server; 2],
 }
 
 struct Agent {
@@ -39,19 +43,26 @@ impl World {
         let etcd = Etcd::start_many(1);
         let mut store = etcd.client().await;
         let members = [Member::start("pg1").await, Member::start("pg2").await];
-        for (member, host) in members.iter().zip(["127.1.0.1", "127.1.0.2"]) {
+        let servers = [Server::start("pg1", "127.1.0.1").await, Server::start("pg2", "127.1.0.2").await];
+        for (member, (host, server)) in members.iter().zip(["127.1.0.1", "127.1.0.2"].iter().zip(&servers)) {
+            let port = server.port;
             let json = format!(
-                r#"{{"conn_url":"postgres://{host}:5432/postgres","api_url":"{}","state":"running","role":"replica"}}"#,
+                r#"{{"conn_url":"postgres://{host}:{port}/postgres","api_url":"{}","state":"running","role":"replica"}}"#,
                 member.url()
             );
             store.put(format!("/service/lab/members/{}", member.name), json, None).await.unwrap();
         }
         members[0].is_primary(1);
         store.put("/service/lab/leader", "pg1", None).await.unwrap();
-        Self { etcd, store, bouncer: PgBouncer::start(), members }
+        Self { etcd, store, bouncer: PgBouncer::start(), members, _servers: servers }
     }
 
     fn agent_with(&self, more: &str) -> Agent {
+        self.agent_that(more, "")
+    }
+
+    /// `more` keys of `[pgbouncer]`, and of its cluster.
+    fn agent_that(&self, more: &str, of_cluster: &str) -> Agent {
         let toml = format!(
             r#"
             name = "pb1"
@@ -69,6 +80,7 @@ impl World {
             "*" = ""
             [cluster.main]
             scope = "lab"
+            {of_cluster}
             [cluster.main.etcd]
             endpoints = ["{etcd}"]
             "#,
@@ -190,8 +202,8 @@ async fn a_dead_pgbouncer_is_failed_and_one_that_comes_back_follows() {
     let agent = world.agent();
     world.until_ready_on("pg1").await;
     world.bouncer.kill();
-    world.until("failed", |b| b.is_some_and(|b| b.state == BouncerState::Failed)).await;
-    assert!(world.registered().await.unwrap().reason.contains("cannot connect to PgBouncer's console"));
+    let gone = "cannot connect to PgBouncer's console";
+    world.until(gone, |b| b.is_some_and(|b| b.state == BouncerState::Failed && b.reason.contains(gone))).await;
     // The leader moves meanwhile: PgBouncer finds the new one in the file when it starts.
     world.fail_over(2).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -268,7 +280,7 @@ async fn a_console_that_hangs_is_failed_and_the_file_still_follows() {
     world.fail_over(2).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let text = std::fs::read_to_string(world.bouncer.databases_file()).unwrap();
-    assert!(text.contains("app = host=127.1.0.2 port=5432 dbname=app pool_size=5"), "{text}");
+    assert!(text.contains("app = host=127.1.0.2 ") && text.contains(" dbname=app pool_size=5"), "{text}");
     world.bouncer.thaw();
     world.until_ready_on("pg2").await;
     agent.stop().await;

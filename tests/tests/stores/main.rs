@@ -22,6 +22,7 @@ fn cluster_config(store: StoreConfig) -> config::Cluster {
         store,
         scope: "lab".into(),
         leader_absent_debounce: Duration::from_millis(500),
+        switchover_hold: Duration::from_secs(15),
         ..config::Cluster::default()
     }
 }

@@ -248,11 +248,17 @@ fn of_clusters(views: &[(String, Arc<ClusterView>)], out: &mut Families<'_>) -> 
         "pgsplice_cluster_bouncers",
         "Registered PgBouncers by state",
         views.iter().flat_map(|(name, view)| {
-            [("ready", BouncerState::Ready), ("draining", BouncerState::Draining), ("failed", BouncerState::Failed)]
-                .map(|(label, state)| {
-                    let count = view.bouncers.values().filter(|bouncer| bouncer.state == state).count();
-                    ([("cluster", name.as_str()), ("state", label)], count)
-                })
+            [
+                ("ready", BouncerState::Ready),
+                ("draining", BouncerState::Draining),
+                ("pausing", BouncerState::Pausing),
+                ("paused", BouncerState::Paused),
+                ("failed", BouncerState::Failed),
+            ]
+            .map(|(label, state)| {
+                let count = view.bouncers.values().filter(|bouncer| bouncer.state == state).count();
+                ([("cluster", name.as_str()), ("state", label)], count)
+            })
         }),
     )
 }

@@ -116,6 +116,7 @@ mod tests {
             citus_group: None,
             proof: config::ProofConfig::default(),
             leader_absent_debounce: Duration::ZERO,
+            switchover_hold: Duration::ZERO,
         };
         let places = |patroni: &str, bouncers: &str| Places { patroni: patroni.into(), bouncers: bouncers.into() };
         assert_eq!(Places::of(&config), places("/service/lab/", "/pgsplice/lab/bouncers/"));

@@ -10,10 +10,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::announce::{self, Notice};
 use super::patroni::{Keys, PatroniKeys};
 use super::proof::{Answer, is_primary_role};
 use super::resolve::HostPort;
-use super::{Bouncer, ClusterView, Primary, StoreHealth};
+use super::{Bouncer, ClusterView, Primary, StoreHealth, Switchover};
 
 /// How long after a change disagreeing proofs are asked for at the fast interval. A standby cluster disagrees for
 /// ever, and a poll costs the member a query.
@@ -26,6 +27,10 @@ pub struct Truth {
     store: StoreHealth,
     keys: PatroniKeys,
     bouncers: BTreeMap<String, Bouncer>,
+    /// That of `pgsplice switchover`.
+    notice: Option<Notice>,
+    /// What is announced, and since when.
+    announced: Option<(Switchover, Instant)>,
     named: Named,
     words: BTreeMap<String, Word>,
     addresses: BTreeMap<HostPort, SocketAddr>,
@@ -50,6 +55,8 @@ pub struct Rules {
     pub leader_absent_debounce: Duration,
     /// How long a proof stands while nothing newer was heard from the member.
     pub proof_hold: Duration,
+    /// How long an announced switchover is believed that does not come.
+    pub switchover_hold: Duration,
 }
 
 /// One moment on both clocks: intervals are measured on the first, views show the second.
@@ -139,6 +146,8 @@ impl Truth {
             store: StoreHealth::Starting,
             keys: PatroniKeys::default(),
             bouncers: BTreeMap::new(),
+            notice: None,
+            announced: None,
             named: Named::Unknown,
             words: BTreeMap::new(),
             addresses: BTreeMap::new(),
@@ -206,14 +215,18 @@ impl Truth {
             _ => None,
         };
         let lapses = self.words.values().filter_map(|word| Some(word.proved.as_ref()?.asked + self.rules.proof_hold));
-        lapses.chain(debounce).filter(|at| *at > now.mono).min()
+        let announced = self.announced.as_ref().map(|(_, since)| *since + self.rules.switchover_hold);
+        let scheduled = self.keys.failover.as_ref().and_then(announce::due);
+        let scheduled = scheduled.and_then(|at| now.mono.checked_add(at.duration_since(now.wall).ok()?));
+        lapses.chain(debounce).chain(announced).chain(scheduled).filter(|at| *at > now.mono).min()
     }
 
     fn snapshot(&mut self, revision: i64, keys: &Keys, bouncers: &Keys, now: Now) {
         self.store = StoreHealth::Connected { revision };
         self.keys = PatroniKeys::parse(keys);
-        self.bouncers =
-            bouncers.iter().filter_map(|(name, value)| Some((name.clone(), bouncer(name, value)?))).collect();
+        self.notice = bouncers.get(announce::ENTRY).and_then(|value| notice(value));
+        let bouncers = bouncers.iter().filter(|(name, _)| *name != announce::ENTRY);
+        self.bouncers = bouncers.filter_map(|(name, value)| Some((name.clone(), bouncer(name, value)?))).collect();
         self.name_leader(now);
         if let Some(id) = self.keys.initialize.as_ref().filter(|id| **id != self.system_id) {
             if !self.system_id.is_empty() {
@@ -290,6 +303,22 @@ impl Truth {
         (ours != theirs).then_some(theirs)
     }
 
+    /// A move away from whoever leads that is announced, and not for too long.
+    fn announced(&mut self, now: Now) -> Option<Switchover> {
+        let of_patroni = |failover| Switchover::of_patroni(failover, self.keys.leader.as_deref(), now.wall);
+        let said = self.notice.as_ref().map(Switchover::from);
+        let said = said.or_else(|| self.keys.failover.as_ref().and_then(of_patroni));
+        let since = match &self.announced {
+            Some((before, since)) if Some(before) == said.as_ref() => *since,
+            _ => now.mono,
+        };
+        self.announced = said.map(|said| (said, since));
+        let (said, since) = self.announced.as_ref()?;
+        let is_to_come = self.keys.leader.as_ref().is_none_or(|leader| *leader == said.from);
+        let is_believed = now.mono.saturating_duration_since(*since) < self.rules.switchover_hold;
+        (is_to_come && is_believed).then(|| said.clone())
+    }
+
     fn decide(&mut self, now: Now) -> Option<Arc<ClusterView>> {
         let (open, closed_because) = match self.opening(now) {
             Ok((member, timeline)) => {
@@ -306,7 +335,8 @@ impl Truth {
             let api_url = self.words.get(&open.member).map(|word| word.api_url.clone());
             self.once_open.insert(open.member.clone(), api_url);
         }
-        self.publish(closed_because, now)
+        let switchover = self.announced(now);
+        self.publish(closed_because, switchover, now)
     }
 
     /// The rule of rules: the member the primary pool is open to, with its timeline, or why there is none.
@@ -398,6 +428,11 @@ impl Denied {
     fn is_demotion(&self) -> bool {
         !is_primary_role(&self.role) && self.role != "promoted"
     }
+}
+
+fn notice(value: &[u8]) -> Option<Notice> {
+    let read = serde_json::from_slice(value);
+    read.inspect_err(|error| tracing::warn!(%error, "an announced switchover cannot be read and is left out")).ok()
 }
 
 /// What cannot be read is not a bouncer.

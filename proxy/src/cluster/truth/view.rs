@@ -7,10 +7,15 @@ use std::time::SystemTime;
 
 use super::{HostPort, Named, Now, Truth};
 use crate::cluster::patroni::MemberKey;
-use crate::cluster::{ClusterView, Member, Proof, StoreHealth};
+use crate::cluster::{ClusterView, Member, Proof, StoreHealth, Switchover};
 
 impl Truth {
-    pub(super) fn publish(&mut self, closed_because: String, now: Now) -> Option<Arc<ClusterView>> {
+    pub(super) fn publish(
+        &mut self,
+        closed_because: String,
+        switchover: Option<Switchover>,
+        now: Now,
+    ) -> Option<Arc<ClusterView>> {
         let old = &self.published;
         let view = ClusterView {
             cluster: self.rules.cluster.clone(),
@@ -20,6 +25,7 @@ impl Truth {
             leader_key: self.keys.leader.clone(),
             primary: self.open.clone(),
             closed_because,
+            switchover,
             members: self.keys.members.iter().map(|(name, key)| (name.clone(), self.member(name, key))).collect(),
             bouncers: self.bouncers.clone(),
             cut: self.cuts(),

@@ -22,6 +22,7 @@ pub(super) fn cluster(mut section: Section<'_, '_>, folder: &Path) -> Cluster {
     }
     cluster.citus_group = section.get("citus_group", values::count(0..=i32::MAX as u32));
     section.set("leader_absent_debounce", values::duration_or_zero("none"), &mut cluster.leader_absent_debounce);
+    section.set("switchover_hold", values::duration(), &mut cluster.switchover_hold);
     if let Some(store) = store::store(&mut section, folder) {
         cluster.store = store;
     }
@@ -35,6 +36,7 @@ fn proof(mut section: Section<'_, '_>, folder: &Path) -> ProofConfig {
     section.set("interval", values::duration(), &mut proof.interval);
     section.set("fast_interval", values::duration(), &mut proof.fast_interval);
     section.set("timeout", values::duration(), &mut proof.timeout);
+    (proof.user, proof.password) = store::login(&mut section, folder, "the user of Patroni's restapi.authentication");
     proof.tls = tls(section.section("tls"), folder);
     section.end();
     proof

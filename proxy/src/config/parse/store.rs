@@ -97,7 +97,7 @@ fn addresses<'k>(section: &mut Section<'_, '_>, key: &'static str, kind: impl Fn
 }
 
 /// A user and a password, both or neither.
-fn login(section: &mut Section<'_, '_>, folder: &Path, user_is: &str) -> (Option<String>, Option<String>) {
+pub(super) fn login(section: &mut Section<'_, '_>, folder: &Path, user_is: &str) -> (Option<String>, Option<String>) {
     const BOTH: &str = "user and password (or password_file), both or neither";
     let user = section.get("user", values::text(user_is));
     let password = password(section, folder);

@@ -1,0 +1,166 @@
+//! Server connections that PgBouncer still has to an old primary. They are ended in the kernel (sock_diag): KILL would
+//! end the clients with them, and RECONNECT waits for transactions that may never end there.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use super::console::{Console, ConsoleError};
+use super::databases::Target;
+use crate::netlink::{self, Request};
+
+/// linux/sock_diag.h
+const SOCK_DESTROY: u16 = 21;
+
+/// One row of SHOW SERVERS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Server {
+    pub database: String,
+    pub remote: SocketAddr,
+    pub local: SocketAddr,
+}
+
+/// Which connections lead to a place where the databases do not point any more.
+#[derive(Debug, Default)]
+pub(super) struct OldPrimaries {
+    /// Where the databases ever pointed, and every member seen.
+    seen: BTreeSet<SocketAddr>,
+}
+
+/// What became of the connections to old primaries.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Swept {
+    pub ended: usize,
+    /// How many are left, and why.
+    pub left: Option<(usize, String)>,
+}
+
+// === impl OldPrimaries ===
+
+impl OldPrimaries {
+    pub(super) fn saw(&mut self, addresses: impl IntoIterator<Item = SocketAddr>) {
+        self.seen.extend(addresses);
+    }
+
+    /// `now` is where the target is reached.
+    fn is_old(&self, server: &Server, target: &Target, now: Option<SocketAddr>) -> bool {
+        match target.host.parse::<IpAddr>() {
+            Ok(ip) => server.remote != SocketAddr::new(ip, target.port),
+            // A name may have several addresses: only another member's is surely not the target's.
+            Err(_) => now.is_some_and(|now| server.remote != now) && self.seen.contains(&server.remote),
+        }
+    }
+
+    /// Ends every connection of the databases `of` that leads elsewhere, and looks again.
+    pub(super) async fn sweep(
+        &self,
+        console: &mut Console,
+        of: &BTreeSet<String>,
+        target: &Target,
+        now: Option<SocketAddr>,
+    ) -> Result<Swept, ConsoleError> {
+        let mut swept = Swept::default();
+        let old = |servers: Vec<Server>| -> Vec<Server> {
+            servers.into_iter().filter(|one| of.contains(&one.database) && self.is_old(one, target, now)).collect()
+        };
+        let there = old(console.servers().await?);
+        if there.is_empty() {
+            return Ok(swept);
+        }
+        let mut why = "PgBouncer has not noticed yet".to_owned();
+        for server in &there {
+            match destroy(server.local, server.remote) {
+                Ok(()) => swept.ended += 1,
+                Err(error) => why = format!("the kernel refused to end them: {error}"),
+            }
+        }
+        let left = old(console.servers().await?).len();
+        swept.left = (left > 0).then_some((left, why));
+        Ok(swept)
+    }
+}
+
+/// Ends a TCP connection of this network namespace as if its peer had reset it. Needs CAP_NET_ADMIN and a kernel with
+/// CONFIG_INET_DIAG_DESTROY. One that is gone already is as good.
+fn destroy(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
+    let request = Request::new(SOCK_DESTROY, libc::NLM_F_ACK, &inet_diag_req(local, remote));
+    match netlink::ask(libc::NETLINK_SOCK_DIAG, request) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        done => done.map(drop),
+    }
+}
+
+/// `struct inet_diag_req_v2` (linux/inet_diag.h) of one connection, in any state.
+fn inet_diag_req(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
+    let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let mut bytes = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
+    bytes.extend(u32::MAX.to_ne_bytes());
+    bytes.extend(local.port().to_be_bytes());
+    bytes.extend(remote.port().to_be_bytes());
+    for address in [local, remote] {
+        let mut octets = [0; 16];
+        match address.ip() {
+            IpAddr::V4(ip) => octets[..4].copy_from_slice(&ip.octets()),
+            IpAddr::V6(ip) => octets = ip.octets(),
+        }
+        bytes.extend(octets);
+    }
+    // Any interface; INET_DIAG_NOCOOKIE twice.
+    bytes.extend(0u32.to_ne_bytes());
+    bytes.extend([0xff; 8]);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn server(remote: &str) -> Server {
+        Server { database: "app".into(), remote: address(remote), local: address("10.0.0.9:40000") }
+    }
+
+    #[test]
+    fn what_leads_elsewhere_is_old_and_with_a_name_only_what_was_seen() {
+        let mut old = OldPrimaries::default();
+        old.saw([address("10.0.0.1:5432"), address("10.0.0.2:5432")]);
+        let target = |host: &str| Target { leader: "pg2".into(), timeline: 2, host: host.into(), port: 5432 };
+        let now = Some(address("10.0.0.2:5432"));
+        assert!(old.is_old(&server("10.0.0.1:5432"), &target("10.0.0.2"), now));
+        assert!(old.is_old(&server("10.0.0.7:5432"), &target("10.0.0.2"), now), "a member whose key is gone");
+        assert!(!old.is_old(&server("10.0.0.2:5432"), &target("10.0.0.2"), now));
+        assert!(old.is_old(&server("10.0.0.1:5432"), &target("pg2.lan"), now));
+        assert!(!old.is_old(&server("10.0.0.7:5432"), &target("pg2.lan"), now));
+        assert!(!old.is_old(&server("10.0.0.1:5432"), &target("pg2.lan"), None), "not resolved yet");
+    }
+
+    #[test]
+    fn a_request_names_one_connection() {
+        let bytes = inet_diag_req(address("10.0.0.9:40000"), address("[fd77::1]:5432"));
+        assert_eq!(bytes.len(), 56);
+        assert_eq!(&bytes[8..12], &[0x9c, 0x40, 0x15, 0x38]);
+        assert_eq!(&bytes[12..16], &[10, 0, 0, 9]);
+        assert_eq!(&bytes[28..32], &[0xfd, 0x77, 0, 0]);
+    }
+
+    /// Where the kernel does not let us, the error is told; where it does, the other end reads a reset.
+    #[test]
+    fn a_destroyed_connection_is_reset_and_one_that_is_gone_is_no_error() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+        match destroy(local, remote) {
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}"),
+            Ok(()) => {
+                let end = std::io::Read::read(&mut peer, &mut [0; 1]).map_err(|error| error.kind());
+                assert!(matches!(end, Err(io::ErrorKind::ConnectionReset) | Ok(0)), "{end:?}");
+                drop((client, peer));
+                destroy(local, remote).unwrap();
+            }
+        }
+    }
+}

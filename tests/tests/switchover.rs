@@ -1,0 +1,78 @@
+//! `pgsplice switchover` on the whole data centre: what pgbench notices of it, and what is left when Patroni refuses.
+
+// A test stops at the first thing that goes wrong.
+#![allow(clippy::unwrap_used)]
+
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use xtask::lab::cluster::FLEET_PORT;
+use xtask::lab::{Lab, LabSpec, until};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn status(lab: &Lab) -> Value {
+    serde_json::from_str(&lab.pgsplice(&["status", "--json"]).unwrap()).unwrap()
+}
+
+fn until_whole(lab: &Lab) -> String {
+    let whole = || {
+        let status = status(lab);
+        let rw = status["pools"].as_array().unwrap().iter().find(|pool| pool["name"] == "rw").unwrap().clone();
+        let members = lab.members().unwrap_or_default();
+        let follow = members.iter().filter(|member| member.state == "streaming").count();
+        rw["candidates"] == 3 && follow == 2
+    };
+    until("the fleet and the replicas", SOON, whole).unwrap();
+    status(lab)["clusters"][0]["primary"].as_str().unwrap().to_owned()
+}
+
+fn other_than(lab: &Lab, leader: &str) -> String {
+    let members = lab.members().unwrap();
+    members.into_iter().find(|member| member.name != leader && member.state == "streaming").unwrap().name
+}
+
+fn pgbench(lab: &Lab, seconds: u32) -> Child {
+    let conninfo = lab.conninfo(lab.proxy(), FLEET_PORT);
+    let time = format!("--time={seconds}");
+    let mut command = lab.client().command(["pgbench", "-n", "--client=8", "--jobs=2", &time, &conninfo]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn a_planned_move_is_a_wait_and_no_failed_transaction_and_a_refused_one_changes_nothing() {
+    let lab = Lab::up(&LabSpec::full(format!("so{:x}", std::process::id())), |_, _| ()).unwrap();
+    let old = until_whole(&lab);
+    lab.client().run(["pgbench", "-q", "-i", &lab.conninfo(lab.proxy(), FLEET_PORT)]).unwrap();
+    let load = pgbench(&lab, 12);
+    std::thread::sleep(Duration::from_secs(2));
+
+    // Patroni refuses a candidate that has no PostgreSQL to take over with.
+    let new = other_than(&lab, &old);
+    let replica = lab.host(&new).service("patroni").unwrap();
+    replica.kill(libc::SIGSTOP).unwrap();
+    let begun = Instant::now();
+    let refused = lab.pgsplice(&["switchover", "--to", &new]).unwrap_err().to_string();
+    assert!(refused.contains("Patroni refused") && refused.contains(&format!("goes on at {old}")), "{refused}");
+    println!("refused after {:.1} s", begun.elapsed().as_secs_f64());
+    replica.kill(libc::SIGCONT).unwrap();
+    assert_eq!(until_whole(&lab), old);
+
+    let report = lab.pgsplice(&["switchover", "--to", &new, "--json"]).unwrap();
+    let report: Value = serde_json::from_str(&report).unwrap();
+    println!("{report:#}");
+    assert_eq!((&report["to"], &report["error"]), (&Value::from(new.clone()), &Value::Null));
+    assert_eq!(until_whole(&lab), new);
+
+    let output = load.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    println!("{said}");
+    assert!(output.status.success(), "a client of pgbench lost its session");
+    assert!(said.contains("number of failed transactions: 0 (0.000%)"));
+    for host in lab.bouncers() {
+        let databases = lab.bouncer_admin(host, "SHOW DATABASES").unwrap();
+        assert!(databases.contains(&lab.host(&new).v4().to_string()), "{databases}");
+    }
+}
