@@ -91,6 +91,7 @@ const FULL: [&str; 6] = [
         namespace = "/db"
         citus_group = 0
         leader_absent_debounce = "300ms"
+        switchover_hold = "20s"
         [cluster.c.etcd]
         endpoints = ["https://etcd1:2379", "https://10.0.0.12:12379"]
         user = "pgsplice"
@@ -107,6 +108,8 @@ const FULL: [&str; 6] = [
         interval = "2s"
         fast_interval = "50ms"
         timeout = "1s"
+        user = "patroni"
+        password_file = "etcd.password"
         [cluster.c.proof.tls]
         ca = "ca.pem"
         cert = "cert.pem"

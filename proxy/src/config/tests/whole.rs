@@ -295,7 +295,7 @@ fn a_password_file_gives_its_first_line_and_should_be_private() {
     assert_eq!(
         warnings[0].to_string(),
         format!(
-            "{name}:10: warning: cluster.c.etcd.password_file: every user of this host can read {file}; chmod o-r it"
+            "{name}:11: warning: cluster.c.etcd.password_file: every user of this host can read {file}; chmod o-r it"
         )
     );
 
