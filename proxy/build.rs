@@ -1,12 +1,13 @@
-//! Takes the BPF object into the binary, and refuses one that was not built from the sources as they are.
+//! Takes the BPF objects into the binary, and refuses those that were not built from the sources as they are.
 //!
-//! It does not build the object itself: that takes tools and a minute, and is `cargo xtask build-ebpf`'s work.
+//! It does not build them itself: that takes tools and a minute, and is `cargo xtask build-ebpf`'s work.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 include!("../proxy-ebpf/stamp.rs");
 
+const OBJECTS: [&str; 2] = ["pgsplice-bpf.o", "pgsplice-sockmap.o"];
 const COMMAND: &str = "run `cargo xtask build-ebpf` first, then build again";
 
 fn main() {
@@ -19,26 +20,29 @@ fn main() {
     println!("cargo::rerun-if-env-changed=CARGO_TARGET_DIR");
 
     let folder = bpf_folder(&proxy.join(".."), &out);
-    let (object, stamp) = (folder.join("pgsplice-bpf.o"), folder.join("pgsplice-bpf.stamp"));
-    println!("cargo::rerun-if-changed={}", object.display());
-    println!("cargo::rerun-if-changed={}", stamp.display());
-    if let Err(why) = embed(&sources, &object, &stamp, &out) {
+    for file in OBJECTS.iter().chain(&["pgsplice-bpf.stamp"]) {
+        println!("cargo::rerun-if-changed={}", folder.join(file).display());
+    }
+    if let Err(why) = embed(&sources, &folder, &out) {
         println!("cargo::error={why}: {COMMAND}");
     }
 }
 
-fn embed(sources: &Path, object: &Path, stamp: &Path, out: &Path) -> Result<(), String> {
-    let Ok(stamp) = fs::read_to_string(stamp) else {
-        return Err(format!("the BPF object {} is not built", object.display()));
+fn embed(sources: &Path, folder: &Path, out: &Path) -> Result<(), String> {
+    let Ok(stamp) = fs::read_to_string(folder.join("pgsplice-bpf.stamp")) else {
+        return Err(format!("the BPF objects in {} are not built", folder.display()));
     };
     let now = source_hash(sources).map_err(|e| format!("cannot read the sources in {}: {e}", sources.display()))?;
     if stamp.lines().next() != Some(&format!("{now:016x}")) {
         return Err(format!(
-            "the BPF object {} was built from other sources than proxy-ebpf/ has now",
-            object.display()
+            "the BPF objects in {} were built from other sources than proxy-ebpf/ has now",
+            folder.display()
         ));
     }
-    fs::copy(object, out.join("pgsplice-bpf.o")).map_err(|e| format!("cannot copy {}: {e}", object.display()))?;
+    for file in OBJECTS {
+        let object = folder.join(file);
+        fs::copy(&object, out.join(file)).map_err(|e| format!("cannot copy {}: {e}", object.display()))?;
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 
 pub mod flow;
 pub mod guard;
+pub mod sockmap;
 
 /// The format of every pinned map, and the folder (`v2/`) they are pinned under.
 pub const LAYOUT_VERSION: u32 = 2;

@@ -15,7 +15,7 @@ struct Cli {
 enum Command {
     /// Install what building and the lab need on this machine (Debian, root)
     Setup(setup::Args),
-    /// Build the kernel side into the object that the proxy embeds
+    /// Build the kernel side into the objects that the proxy embeds
     BuildEbpf(ebpf::Args),
     /// A data centre in network namespaces: a store, Patroni, PgBouncer, pgsplice and a client
     Lab(lab::Args),

@@ -8,12 +8,14 @@
 //! links/INTERFACE  the attachment; no version, so that a new program takes it over without a gap
 //! ```
 
+mod btf;
 mod kernel;
 mod link;
 mod maps;
 mod netlink;
 mod object;
 mod pins;
+mod sockmap;
 mod splice;
 mod sys;
 
@@ -23,4 +25,5 @@ pub use maps::{Maps, listener_key};
 pub use netlink::{XdpState, xdp_state};
 pub use object::{LoadError, OBJECT, Object};
 pub use pins::{Hook, PinError, Pins, is_bpffs, link_name};
+pub use sockmap::{Joints, SockmapError};
 pub use splice::{Events, SpliceMaps};

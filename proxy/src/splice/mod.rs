@@ -1,7 +1,7 @@
 //! The roads a session may take once its handshake is over, a room each.
 //!
 //! [`Splice`] owns the kernel's road: XDP or TC programs forward the packets and user space is off the path
-//! ([`handoff`]). [`relay`] is user space over io_uring and works for every session on every kernel that runs us.
+//! ([`handoff`]). [`sockmap`] has the kernel join a session's two sockets. [`relay`] is user space over io_uring and works for every session on every kernel that runs us.
 
 pub mod adopt;
 mod conntrack;
@@ -16,6 +16,7 @@ pub mod ports;
 pub mod raw;
 pub mod relay;
 pub mod sockets;
+pub mod sockmap;
 pub mod source;
 pub mod sweep;
 pub mod table;
@@ -98,8 +99,14 @@ pub enum Why {
     Mss,
     /// Every port of `splice.source_ports` is in use or at rest.
     NoPort,
-    /// `splice.max_sessions` are in the kernel.
+    /// `splice.max_sessions` are in the kernel, or [`sockmap::MAX_SESSIONS`] joined.
     Full,
+    /// This host has no sockmap, or pgsplice may not use it; the log has it.
+    Unavailable,
+    /// sockmap: a leg is MPTCP, or has an upper layer protocol (kernel TLS).
+    NotPlain,
+    /// sockmap: one side had ended when the sockets were to be joined.
+    Ended,
     /// The reply was longer than one segment; the next is tried.
     LongReply,
     /// Bytes were under way at the would-be hand-off; the next reply is tried.
@@ -125,6 +132,9 @@ impl Why {
         Self::Mss,
         Self::NoPort,
         Self::Full,
+        Self::Unavailable,
+        Self::NotPlain,
+        Self::Ended,
         Self::LongReply,
         Self::Busy,
         Self::Late,
@@ -146,6 +156,9 @@ impl Why {
             Self::Mss => "mss",
             Self::NoPort => "no-port",
             Self::Full => "full",
+            Self::Unavailable => "unavailable",
+            Self::NotPlain => "not-plain",
+            Self::Ended => "ended",
             Self::LongReply => "long-reply",
             Self::Busy => "busy",
             Self::Late => "late",

@@ -1,4 +1,4 @@
-//! `cargo xtask build-ebpf`: from `proxy-ebpf/` to `target/bpf/pgsplice-bpf.o`, which the proxy embeds.
+//! `cargo xtask build-ebpf`: from `proxy-ebpf/` to the objects in `target/bpf/`, which the proxy embeds.
 //!
 //! `core` for bpfel-unknown-none ships with no toolchain, so it is built here from the library's source ([`library`]),
 //! and linked by bpf-linker against the LLVM that rustc itself brings ([`linker`]). Both are kept in the user's cache
@@ -24,10 +24,13 @@ mod stamp {
     include!("../../../proxy-ebpf/stamp.rs");
 }
 
+/// The binaries of `proxy-ebpf/`, an object each.
+const OBJECTS: [&str; 2] = ["pgsplice-bpf", "pgsplice-sockmap"];
+
 /// What the command line of `cargo xtask build-ebpf` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Build even if the object is up to date
+    /// Build even if the objects are up to date
     #[arg(long)]
     force: bool,
     /// Where the standard library's source comes from, instead of the first that works
@@ -36,25 +39,26 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let object = build(args.force, args.library)?;
-    println!("{}", object.display());
+    build(args.force, args.library)?.iter().for_each(|object| println!("{}", object.display()));
     Ok(())
 }
 
-/// Builds the object unless it is up to date. For the commands that go on to build the proxy.
-pub fn ensure() -> Result<PathBuf> {
-    build(false, None)
+/// Builds the objects unless they are up to date. For the commands that go on to build the proxy.
+pub fn ensure() -> Result<()> {
+    build(false, None).map(drop)
 }
 
-fn build(force: bool, way: Option<library::Way>) -> Result<PathBuf> {
+fn build(force: bool, way: Option<library::Way>) -> Result<[PathBuf; 2]> {
     let root = root();
     let toolchain = Toolchain::probe(&root)?;
     let folder = target(&root).join("bpf");
-    let (object, stamp_file) = (folder.join("pgsplice-bpf.o"), folder.join("pgsplice-bpf.stamp"));
+    let objects = OBJECTS.map(|name| folder.join(format!("{name}.o")));
+    let stamp_file = folder.join("pgsplice-bpf.stamp");
     let stamp = stamp(&root, &toolchain)?;
-    if !force && way.is_none() && object.exists() && fs::read_to_string(&stamp_file).is_ok_and(|s| s == stamp) {
+    let current = objects.iter().all(|o| o.exists()) && fs::read_to_string(&stamp_file).is_ok_and(|s| s == stamp);
+    if !force && way.is_none() && current {
         eprintln!("build-ebpf: up to date");
-        return Ok(object);
+        return Ok(objects);
     }
 
     let started = Instant::now();
@@ -70,13 +74,16 @@ fn build(force: bool, way: Option<library::Way>) -> Result<PathBuf> {
     }
 
     fs::create_dir_all(&folder)?;
-    let built = target(&root).join("ebpf-build/bpfel-unknown-none/release/pgsplice-bpf");
+    let release = target(&root).join("ebpf-build/bpfel-unknown-none/release");
     // The stamp goes first and comes back last: an interrupted run leaves no object that claims to be current.
     let _ = fs::remove_file(&stamp_file);
-    fs::copy(&built, &object).with_context(|| format!("cannot copy {} to {}", built.display(), object.display()))?;
+    for (name, object) in OBJECTS.iter().zip(&objects) {
+        let built = release.join(name);
+        fs::copy(&built, object).with_context(|| format!("cannot copy {} to {}", built.display(), object.display()))?;
+    }
     fs::write(&stamp_file, stamp)?;
     eprintln!("build-ebpf: built in {:.1} s", started.elapsed().as_secs_f32());
-    Ok(object)
+    Ok(objects)
 }
 
 /// clippy over the programs, warnings denied.
@@ -102,7 +109,7 @@ const FLAGS: &str =
 fn inner_cargo(root: &Path, toolchain: &Toolchain, library: &Library, linker: &Path, verb: &str) -> Command {
     let mut cargo = toolchain.cargo(root);
     cargo.arg(verb).args(["--locked", "--release", "--target", "bpfel-unknown-none", "-Zbuild-std=core"]);
-    cargo.args(["-p", "pgsplice-ebpf", "--bin", "pgsplice-bpf", "--features", "program", "--target-dir"]);
+    cargo.args(["-p", "pgsplice-ebpf", "--bins", "--features", "program", "--target-dir"]);
     cargo.arg(target(root).join("ebpf-build"));
     cargo.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", format!("{FLAGS} -Clinker={}", linker.display()));
     library.apply(&mut cargo);
