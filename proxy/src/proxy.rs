@@ -5,8 +5,8 @@ mod handover;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -28,7 +28,8 @@ use crate::session::listening::{self, Bound};
 use crate::session::registry::Registry;
 use crate::session::worker::{self, Command, Waiting};
 use crate::session::{SessionId, SessionRecord, Termination};
-use crate::splice::{Splice, adopt, sweep};
+use crate::splice::sockmap::{self, Sockmap};
+use crate::splice::{Counters, Splice, adopt, sweep};
 use crate::switchover::Desk;
 
 /// Shared by the control plane, the data-plane threads and the admin interface.
@@ -49,6 +50,9 @@ pub struct Proxy {
     guard: ArcSwapOption<Guard>,
     /// The kernel's roads; none unless `splice.interfaces` names any.
     splice: ArcSwapOption<Splice>,
+    /// From the first listener on that wants it; `None` inside: this host has no such road.
+    sockmap: OnceLock<Option<Sockmap>>,
+    pub hand_offs: Counters,
     /// Held until the end of the process, for its writer flushes when it is dropped.
     log: Mutex<Option<crate::log::Log>>,
     pub handover: Arc<Handover>,
@@ -196,6 +200,8 @@ impl Proxy {
             cancel_keys: Arc::default(),
             guard: ArcSwapOption::empty(),
             splice: ArcSwapOption::empty(),
+            sockmap: OnceLock::new(),
+            hand_offs: Counters::default(),
             log: Mutex::new(log),
             handover: Arc::default(),
             switchover: Desk::default(),
@@ -265,6 +271,11 @@ impl Proxy {
             SpliceRoad::Auto | SpliceRoad::Xdp | SpliceRoad::Tc => self.splice(),
             SpliceRoad::Sockmap | SpliceRoad::Relay => None,
         }
+    }
+
+    /// The engine that joins sockets, if a listener wants it and the kernel has it.
+    pub fn sockmap(&self) -> Option<&Sockmap> {
+        self.sockmap.get()?.as_ref()
     }
 
     /// What the guard's maps call a listener.
@@ -576,6 +587,12 @@ impl Proxy {
     }
 
     async fn commit_listeners(&self, new: &Config, mut prepared: Prepared) {
+        if new.listeners.values().any(|listener| listener.splice == SpliceRoad::Sockmap) {
+            self.sockmap.get_or_init(|| {
+                let started = Sockmap::start(sockmap::MAX_SESSIONS);
+                started.inspect_err(|error| tracing::error!("no sessions by sockmap, they are relayed: {error}")).ok()
+            });
+        }
         let running = self.listeners.load_full();
         let mut listeners = BTreeMap::new();
         for (name, config) in &new.listeners {

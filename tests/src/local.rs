@@ -74,8 +74,13 @@ impl Proxy {
     pub fn config(backends: &[SocketAddr], pool: &str, listener: &str) -> String {
         let backends: String =
             backends.iter().map(|address| format!("[[pool.p.backend]]\naddress = \"{address}\"\n")).collect();
+        let road = match super::proxy::road().as_str() {
+            "sockmap" => "splice = \"sockmap\"",
+            // The others take no session on loopback.
+            _ => "",
+        };
         // Sub-tables of the pool may be in `pool`, so it comes last.
-        format!("[listener.l]\nbind = \"127.0.0.1:0\"\npool = \"p\"\n{listener}\n[pool.p]\n{pool}\n{backends}")
+        format!("[listener.l]\nbind = \"127.0.0.1:0\"\npool = \"p\"\n{road}\n{listener}\n[pool.p]\n{pool}\n{backends}")
     }
 
     pub fn pid(&self) -> i32 {

@@ -124,6 +124,11 @@ fn three_hundred_megabytes_go_in_and_out_by_copy_and_are_the_same() {
     };
     let both = || carried("bytes_in=") == 1 && carried("bytes_out=") == 1;
     until("both sessions in the access log with their bytes", Duration::from_secs(5), both).unwrap();
+    if proxy::road() == "sockmap" {
+        // Which waits for no moment of silence.
+        let lines = fleet.proxy.access_lines().unwrap();
+        assert!(lines.iter().all(|line| line.contains("road=\"sockmap\"")), "{lines:#?}");
+    }
 }
 
 #[test]

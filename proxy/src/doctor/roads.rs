@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 
 use super::{Check, bpf};
 use crate::config::{Config, SpliceRoad};
+use crate::splice::sockmap;
 
 /// linux/tcp.h
 const TCP_REPAIR_OFF_NO_WP: libc::c_int = -1;
@@ -21,13 +22,7 @@ pub fn examine(config: &Config) -> Vec<Check> {
     vec![
         judge("hand-off", try_hand_off(), "a socket can be given up without a packet", splice, hand_off_advice),
         judge("road tc", bpf::try_tcx(LOOPBACK), "the kernel has tcx", wants(&[SpliceRoad::Tc]), tc_advice),
-        judge(
-            "road sockmap",
-            pair().and_then(|(near, _far)| bpf::try_sockmap(near.as_fd())),
-            "a socket can be put into a sockmap",
-            wants(&[SpliceRoad::Sockmap]),
-            sockmap_advice,
-        ),
+        sockmap(wants(&[SpliceRoad::Sockmap])),
     ]
 }
 
@@ -61,13 +56,14 @@ fn tc_advice(error: Option<i32>) -> &'static str {
     }
 }
 
-fn sockmap_advice(error: Option<i32>) -> &'static str {
-    match error {
-        Some(libc::EPERM) => "CAP_BPF and CAP_NET_ADMIN are missing: run as root, or AmbientCapabilities= in the unit",
-        Some(libc::EINVAL) => {
-            "the kernel needs Linux 5.13 with CONFIG_BPF_STREAM_PARSER: legs on this host are relayed without"
-        }
-        _ => "legs on this host are relayed without",
+/// What it needs is said in the error.
+fn sockmap(needs: bool) -> Check {
+    const NAME: &str = "road sockmap";
+    let advice = "listeners with splice = \"sockmap\" are relayed";
+    match sockmap::try_out() {
+        Ok(()) => Check::ok(NAME, "the kernel takes its program, and a socket"),
+        Err(error) if needs => Check::fail(NAME, error.to_string(), advice),
+        Err(error) => Check::warn(NAME, error.to_string(), advice),
     }
 }
 

@@ -15,7 +15,8 @@ use crate::pg::cancel::Remembered;
 use crate::splice::handoff::{Attempt, Legs, Live};
 use crate::splice::relay::{Job, Outcome, Turn};
 use crate::splice::sockets::TcpInfo;
-use crate::splice::{Road, Splice, table};
+use crate::splice::sockmap::{self, Sockmap};
+use crate::splice::{Road, Splice, Why, table};
 
 /// Attempts of one session before it stays in user space.
 const TRIES: u32 = 16;
@@ -29,12 +30,19 @@ pub(crate) enum Life {
 
 /// A session's prospect of the kernel's road.
 struct Prospect {
-    splice: Arc<Splice>,
-    wanted: SpliceRoad,
+    way: Way,
     /// Replies to come before it is due.
     turns: u32,
     not_before: Instant,
     tries: u32,
+}
+
+/// What the kernel would forward.
+enum Way {
+    /// By which program.
+    Packets(Arc<Splice>, SpliceRoad),
+    /// `None`: this host has no sockmap.
+    Sockets(Option<Sockmap>),
 }
 
 pub(crate) async fn run(session: &Session, client: &Leg, reached: Reached, ready: Ready) -> Life {
@@ -45,20 +53,34 @@ pub(crate) async fn run(session: &Session, client: &Leg, reached: Reached, ready
         // Bytes behind its ReadyForQuery belong to a message that is not whole: the backend is about to say more.
         let whole = !matches!(&stream, Stream::Plain(framer) if !framer.is_ready());
         if let Some(due) = prospect.as_mut().filter(|prospect| whole && prospect.is_due()) {
-            let under_way = due.splice.begin_hand_off();
-            match attempt(session, due, client, &reached, &held, under_way.is_some()).await {
-                Attempt::Live(live) => return spliced(session, client, reached, key, due.splice.clone(), live).await,
-                Attempt::Dead(reason) => {
-                    client.reset_on_close();
-                    reached.leg.reset_on_close();
-                    return Life::Ended(reason);
-                }
-                Attempt::Stay(why) => {
-                    due.tries += 1;
-                    if !why.may_pass() || due.tries >= TRIES {
-                        prospect = None;
+            let stays = match &due.way {
+                Way::Packets(splice, wanted) => {
+                    let under_way = splice.begin_hand_off();
+                    match attempt(session, splice, *wanted, client, &reached, &held, under_way.is_some()).await {
+                        Attempt::Live(live) => {
+                            return spliced(session, client, reached, key, splice.clone(), live).await;
+                        }
+                        Attempt::Dead(reason) => {
+                            client.reset_on_close();
+                            reached.leg.reset_on_close();
+                            return Life::Ended(reason);
+                        }
+                        Attempt::Stay(why) => why,
                     }
                 }
+                Way::Sockets(sockmap) => match join(session, client, &reached, held, sockmap.as_ref()).await {
+                    sockmap::Outcome::Ended(reason) => return Life::Ended(reason),
+                    sockmap::Outcome::Refused { why, held: given_back } => {
+                        held = given_back;
+                        why
+                    }
+                },
+            };
+            session.worker.proxy.hand_offs.count_stay(stays);
+            session.record.update(|details| details.why = Some(stays));
+            due.tries += 1;
+            if !stays.may_pass() || due.tries >= TRIES {
+                prospect = None;
             }
         }
         let turn = prospect.as_mut().map(|prospect| prospect.turn(stream, client));
@@ -89,23 +111,57 @@ fn begin(session: &Session, reached: &Reached) {
 /// `ours`: whether the kernel's maps are.
 async fn attempt(
     session: &Session,
-    due: &Prospect,
+    splice: &Arc<Splice>,
+    wanted: SpliceRoad,
     client: &Leg,
     reached: &Reached,
     held: &[u8],
     ours: bool,
 ) -> Attempt {
     let listener = session.worker.proxy.guard_id(&session.listener.name);
-    let legs = legs(client, reached);
-    let attempt = match ours {
-        true => due.splice.hand_off(legs, held, due.wanted, reached.port.is_some(), listener).await,
-        false => Attempt::Stay(crate::splice::Why::NotWanted),
-    };
-    if let Attempt::Stay(why) = attempt {
-        due.splice.counters.count_stay(why);
-        session.record.update(|details| details.why = Some(why));
+    match ours {
+        true => splice.hand_off(legs(client, reached), held, wanted, reached.port.is_some(), listener).await,
+        false => Attempt::Stay(Why::NotWanted),
     }
-    attempt
+}
+
+/// Has the kernel join the two sockets, until the session ends or it turns out that they cannot be.
+async fn join(
+    session: &Session,
+    client: &Leg,
+    reached: &Reached,
+    held: Vec<u8>,
+    sockmap: Option<&Sockmap>,
+) -> sockmap::Outcome {
+    let Some(sockmap) = sockmap else { return sockmap::Outcome::Refused { why: Why::Unavailable, held } };
+    session.record.update(|details| {
+        details.road = Some(Road::Sockmap.as_str());
+        details.why = None;
+    });
+    let timeouts = session.pool.config.load().timeouts.clone();
+    let mut forwarding = sockmap.forward(sockmap::Job {
+        client: client.fd(),
+        backend: reached.leg.fd(),
+        record: session.record.clone(),
+        at_backend: reached.place.backend().clone(),
+        at_listener: session.listener.clone(),
+        idle: timeouts.idle,
+        half_closed: timeouts.half_closed,
+        held,
+    });
+    let outcome = tokio::select! {
+        outcome = forwarding.ended() => outcome,
+        reason = session.cut.ordered() => {
+            forwarding.cut();
+            // Until the engine lets go of both descriptors they must stay open.
+            forwarding.ended().await;
+            sockmap::Outcome::Ended(reason)
+        }
+    };
+    if let sockmap::Outcome::Ended(reason) = outcome {
+        close(client, reached, reason);
+    }
+    outcome
 }
 
 async fn spliced(
@@ -121,7 +177,7 @@ async fn spliced(
         details.road = Some(road.as_str());
         details.why = None;
     });
-    splice.counters.count_hand_off(road);
+    session.worker.proxy.hand_offs.count_hand_off(road);
     let Reached { place, leg, port, .. } = reached;
     let (Some(slot), Some(port)) = (live.slot.take(), port) else {
         unreachable!("a session without a port of ours is never handed off, and its slot is taken once")
@@ -173,25 +229,33 @@ async fn relay(session: &Session, client: &Leg, reached: &Reached, held: Vec<u8>
             Outcome::Ended(reason)
         }
     };
-    if let Outcome::Ended(reason) = outcome
-        && reason.resets()
-    {
+    if let Outcome::Ended(reason) = outcome {
+        close(client, reached, reason);
+    }
+    outcome
+}
+
+/// How both legs will close.
+fn close(client: &Leg, reached: &Reached, reason: Termination) {
+    if reason.resets() {
         client.reset_on_close();
         reached.leg.reset_on_close();
     }
-    outcome
 }
 
 impl Prospect {
     fn of(session: &Session) -> Option<Self> {
         let config = session.listener.config.load();
-        let splice = session.worker.proxy.splice_for(&config)?;
+        let way = match config.splice {
+            SpliceRoad::Sockmap => Way::Sockets(session.worker.proxy.sockmap().cloned()),
+            wanted => Way::Packets(session.worker.proxy.splice_for(&config)?, wanted),
+        };
         let now = Instant::now();
         let (turns, not_before) = match config.splice_after {
             SpliceAfter::Turns(turns) => (turns, now),
             SpliceAfter::Time(time) => (0, now + time),
         };
-        Some(Self { splice, wanted: config.splice, turns, not_before, tries: 0 })
+        Some(Self { way, turns, not_before, tries: 0 })
     }
 
     fn is_due(&self) -> bool {

@@ -182,7 +182,6 @@ pub struct Splice {
     /// `None` where the kernel was built without netfilter's netlink.
     conntrack: Option<Conntrack>,
     pub table: Table,
-    pub counters: Counters,
     pub ownership: Ownership,
     /// Adopted sessions whose backend is not known to their pool yet.
     unattached: AtomicUsize,
@@ -228,7 +227,6 @@ impl Splice {
             forwarding: Forwarding::default(),
             conntrack: Conntrack::open().inspect_err(|error| tracing::debug!("no conntrack: {error}")).ok(),
             table: Table::new(capacity),
-            counters: Counters::default(),
             ownership: Ownership::default(),
             unattached: AtomicUsize::new(0),
             accurate_ecn: tcp_ecn.trim().parse::<u8>().is_ok_and(|mode| mode >= 3),

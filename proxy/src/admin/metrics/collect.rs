@@ -43,7 +43,7 @@ impl Collector for ProxyCollector {
             proxy.clusters.load().iter().map(|(name, view)| (name.clone(), view.borrow().clone())).collect();
         of_clusters(&views, &mut out)?;
         super::guard::collect(proxy.guard().as_deref(), &mut out)?;
-        super::splice::collect(proxy.splice().as_deref(), &mut out)
+        super::splice::collect(proxy, &mut out)
     }
 }
 

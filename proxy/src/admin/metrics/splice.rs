@@ -1,11 +1,13 @@
-//! What the hand-offs and the programs count. Without a splice the families are there and empty.
+//! What the hand-offs and the programs count. Without a splice, or a sockmap, their own families are there and empty.
 
 use std::fmt;
 
 use pgsplice_ebpf::flow::counter;
 
 use super::collect::Families;
-use crate::splice::{Road, Splice, Why};
+use crate::proxy::Proxy;
+use crate::splice::sockmap::Sockmap;
+use crate::splice::{Road, Why};
 
 /// What became of packets, as `outcome`; those forwarded stand in a family of their own.
 const OUTCOMES: [(&str, u32); 12] = [
@@ -23,15 +25,19 @@ const OUTCOMES: [(&str, u32); 12] = [
     ("events-lost", counter::EVENTS_LOST),
 ];
 
-pub fn collect(splice: Option<&Splice>, out: &mut Families<'_>) -> fmt::Result {
-    let roads = splice.into_iter().flat_map(|splice| {
-        [Road::Xdp, Road::Tc].map(|road| ([("road", road.as_str())], splice.counters.handed_off(road)))
-    });
+pub fn collect(proxy: &Proxy, out: &mut Families<'_>) -> fmt::Result {
+    let (splice, sockmap) = (proxy.splice(), proxy.sockmap());
+    let splice = splice.as_deref();
+    let roads = [Road::Xdp, Road::Tc].map(|road| (road, proxy.hand_offs.handed_off(road)));
+    let joined = (Road::Sockmap, sockmap.map_or(0, Sockmap::joined));
+    let roads = roads.into_iter().chain([joined]).map(|(road, count)| ([("road", road.as_str())], count));
     out.counter("pgsplice_handoffs", "Sessions handed to the kernel", roads)?;
-    let stays = splice
-        .into_iter()
-        .flat_map(|splice| Why::ALL.iter().map(|why| ([("why", why.as_str())], splice.counters.stayed(*why))));
+    let stays = Why::ALL.iter().map(|why| ([("why", why.as_str())], proxy.hand_offs.stayed(*why)));
     out.counter("pgsplice_handoffs_refused", "Attempts after which a session stayed in user space", stays)?;
+    let moved = sockmap.map(Sockmap::moved).into_iter();
+    let moved = moved.flat_map(|moved| [("kernel", moved.redirected), ("copied", moved.copied)]);
+    let moved = moved.map(|(by, bytes)| ([("by", by)], bytes));
+    out.counter("pgsplice_sockmap_bytes", "Bytes of sessions by sockmap, by what moved them", moved)?;
     let live = splice.map(|splice| splice.table.live() as u64);
     out.one_gauge("pgsplice_spliced_sessions", "Sessions in the kernel", live)?;
     let capacity = splice.map(|splice| u64::from(splice.maps().capacity()));
