@@ -6,6 +6,7 @@ pub mod bench;
 pub mod build;
 pub mod demo;
 pub mod ebpf;
+pub mod failover;
 pub mod lab;
 pub mod lint;
 pub mod setup;

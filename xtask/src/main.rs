@@ -1,7 +1,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, demo, ebpf, lab, lint, setup, test};
+use xtask::{bench, demo, ebpf, failover, lab, lint, setup, test};
 
 /// Every command of the project: what the machine needs, the eBPF build, the lab, the demo, tests and figures.
 #[derive(Parser)]
@@ -21,6 +21,8 @@ enum Command {
     Lab(lab::Args),
     /// pgbench through pgsplice on the lab while the primary moves and dies
     Demo(demo::Args),
+    /// What clients notice when the primary moves or dies, beside HAProxy with Patroni's template
+    Failover(failover::Args),
     /// Unit, property and lab tests
     Test(test::Args),
     /// pgsplice beside HAProxy, Envoy and nginx, interleaved
@@ -49,6 +51,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::BuildEbpf(args) => ebpf::run(args),
         Command::Lab(args) => lab::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Failover(args) => failover::run(args),
         Command::Test(args) => test::run(args),
         Command::Bench(args) => bench::run(args),
         Command::BenchServer(args) => bench::load::server::run(args),

@@ -139,7 +139,7 @@ fn backends_of(pool: &Pool) -> Vec<api::Backend> {
             drained: backend.is_drained(),
             candidate: candidate.is_some(),
             weight: candidate.map(|one| one.weight),
-            backup: candidate.map(|one| one.backup),
+            backup: candidate.map(|one| one.tier > 0),
             peer_id: candidate.and_then(|one| one.peer_id),
             sessions: backend.sessions(),
             sessions_total: counters.sessions.load(Relaxed),

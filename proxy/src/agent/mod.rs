@@ -329,6 +329,7 @@ impl Agent {
             leader: None,
             timeline: None,
             reason: String::new(),
+            tags: self.config.tags.clone(),
             waited_ms: self.waited.map(|waited| waited.as_millis() as u64),
         }
     }

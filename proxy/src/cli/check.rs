@@ -140,9 +140,15 @@ fn source(pool: &Pool) -> String {
             let who = match rule.role {
                 config::Role::Primary => "the primary",
                 config::Role::Replica => "the replicas",
+                config::Role::Sync => "the synchronous replicas",
+                config::Role::Async => "the asynchronous replicas",
+                config::Role::Quorum => "the replicas of the quorum",
                 config::Role::Any => "every member",
+                config::Role::StandbyLeader => "the leader of the standby",
             };
             let lag = rule.max_lag.map(|lag| format!(" at most {} behind", config::show_size(lag))).unwrap_or_default();
+            let late = rule.max_lag_time.map(|time| format!(" at most {} late", config::show_duration(time)));
+            let lag = lag + &late.unwrap_or_default();
             let at = match address {
                 NodeAddress::Port(port) => format!("port {port} of its host"),
                 NodeAddress::ProxyUrl => "its proxy_url".into(),

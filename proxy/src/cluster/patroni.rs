@@ -52,6 +52,8 @@ pub struct DynamicConfig {
     pub pause: bool,
     /// The whole cluster follows another one.
     pub standby_cluster: bool,
+    /// `synchronous_mode: quorum`.
+    pub quorum_mode: bool,
 }
 
 /// `sync`.
@@ -132,6 +134,7 @@ impl DynamicConfig {
             return Self::default();
         };
         Self {
+            quorum_mode: string(&map, "synchronous_mode").is_some_and(|mode| mode.eq_ignore_ascii_case("quorum")),
             pause: map.get("pause").and_then(Value::as_bool).unwrap_or(false),
             // As in Patroni's GlobalConfig.is_standby_cluster: one of these must be set, an empty section is none.
             standby_cluster: map

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::Switchover;
 
@@ -23,6 +23,8 @@ pub struct ClusterView {
     pub closed_because: String,
     /// A planned move that may begin at any moment: nothing new is sent to the primary, agents pause their PgBouncer.
     pub switchover: Option<Switchover>,
+    /// Whom commits wait for.
+    pub sync: SyncStandbys,
     /// By member name.
     pub members: BTreeMap<String, Member>,
     /// The agents' registry, by bouncer name.
@@ -70,6 +72,8 @@ pub struct Member {
     pub timeline: Option<u32>,
     /// Bytes behind the leader's `status.optime`; `None` when either is unknown.
     pub lag: Option<u64>,
+    /// How long ago the leader had written what is replayed here now, as exactly as members are asked.
+    pub lag_time: Option<Duration>,
     pub tags: BTreeMap<String, String>,
     pub proof: Proof,
 }
@@ -83,6 +87,14 @@ impl Member {
     pub fn tag_is_true(&self, tag: &str) -> bool {
         self.tags.get(tag).is_some_and(|value| value == "true")
     }
+}
+
+/// Patroni's `sync` key, and the mode it is meant in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SyncStandbys {
+    pub standbys: Vec<String>,
+    /// `synchronous_mode: quorum`: any of them may be the one a commit waits for.
+    pub quorum_mode: bool,
 }
 
 /// What a member said of itself when asked last.
@@ -115,6 +127,9 @@ pub struct Bouncer {
     /// Why `state` is not `ready`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// The agent's own, such as a zone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
     /// The longest wait of a client, in milliseconds, when the agent paused PgBouncer last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waited_ms: Option<u64>,

@@ -17,6 +17,8 @@ pub struct AgentConfig {
     /// How long the registration outlives a dead agent. etcd counts whole seconds.
     pub lease_ttl: Duration,
     pub log: Log,
+    /// Registered with the PgBouncer, for a pool's `prefer`.
+    pub tags: BTreeMap<String, String>,
     pub pgbouncer: PgBouncer,
     pub cluster_name: String,
     pub cluster: Cluster,
@@ -91,6 +93,7 @@ mod tests {
     use super::*;
 
     const GOOD: &str = r#"name = "pb1"
+tags = { zone = "a" }
 
 [pgbouncer]
 address = "10.0.0.7:6432"
@@ -141,6 +144,7 @@ endpoints = ["http://10.0.0.1:2379"]
         assert_eq!((&*config.name, &*config.cluster_name, &*config.cluster.scope), ("pb1", "main", "lab"));
         assert_eq!(config.pgbouncer.console, Console::Unix("/run/pgbouncer/.s.PGSQL.6432".into()));
         assert_eq!((config.pgbouncer.peer_id, &*config.pgbouncer.user), (Some(3), "pgbouncer"));
+        assert_eq!(config.tags["zone"], "a");
         assert_eq!(config.pgbouncer.databases["app"], "dbname=app pool_size=20");
         assert!(!format!("{config:?}").contains("secret"));
     }
@@ -152,12 +156,12 @@ endpoints = ["http://10.0.0.1:2379"]
             (
                 "pool_size=20",
                 "host=10.0.0.1",
-                "agent.toml:11: pgbouncer.databases.app: \"host=10.0.0.1\" is the agent's to write",
+                "agent.toml:12: pgbouncer.databases.app: \"host=10.0.0.1\" is the agent's to write",
             ),
-            ("\"*\" = \"\"", "\"a b\" = \"x\\ny\"", "agent.toml:12: pgbouncer.databases"),
-            ("console = \"/run", "console = \"run", "agent.toml:6: pgbouncer.console"),
-            ("peer_id = 3", "peerid = 3", "agent.toml:5: pgbouncer.peerid: unknown key (did you mean \"peer_id\"?)"),
-            ("peer_id = 3", "peer_id = 70000", "agent.toml:5: pgbouncer.peer_id: 70000"),
+            ("\"*\" = \"\"", "\"a b\" = \"x\\ny\"", "agent.toml:13: pgbouncer.databases"),
+            ("console = \"/run", "console = \"run", "agent.toml:7: pgbouncer.console"),
+            ("peer_id = 3", "peerid = 3", "agent.toml:6: pgbouncer.peerid: unknown key (did you mean \"peer_id\"?)"),
+            ("peer_id = 3", "peer_id = 70000", "agent.toml:6: pgbouncer.peer_id: 70000"),
             ("address = \"10.0.0.7:6432\"\n", "", "pgbouncer.address: missing"),
             (
                 "[cluster.main]\nscope",

@@ -231,6 +231,8 @@ pub struct Pool {
     pub passive: Passive,
     /// Connect attempts on different backends before the client gets an error.
     pub connect_attempts: u32,
+    /// Those of a cluster with these tags come first; the others serve while none of them does.
+    pub prefer: BTreeMap<String, String>,
 }
 
 impl Default for Pool {
@@ -245,6 +247,7 @@ impl Default for Pool {
             probe: Probe::default(),
             passive: Passive::default(),
             connect_attempts: 3,
+            prefer: BTreeMap::new(),
         }
     }
 }
@@ -290,7 +293,9 @@ pub struct RoleRule {
     pub role: Role,
     /// Replicas only: most bytes behind the leader; `None` means any.
     pub max_lag: Option<u64>,
-    /// Replicas only: also the primary while no replica is eligible.
+    /// Replicas only: how long ago the leader's position was where the replica's is now; `None` means any.
+    pub max_lag_time: Option<Duration>,
+    /// Replicas only: also the primary while none of them is eligible.
     pub fallback_to_primary: bool,
     /// Members must carry these tags with these values.
     pub tags: BTreeMap<String, String>,
@@ -298,7 +303,13 @@ pub struct RoleRule {
 
 impl Default for RoleRule {
     fn default() -> Self {
-        Self { role: Role::Primary, max_lag: None, fallback_to_primary: false, tags: BTreeMap::new() }
+        Self {
+            role: Role::Primary,
+            max_lag: None,
+            max_lag_time: None,
+            fallback_to_primary: false,
+            tags: BTreeMap::new(),
+        }
     }
 }
 
@@ -306,7 +317,22 @@ impl Default for RoleRule {
 pub enum Role {
     Primary,
     Replica,
+    /// Replicas that commits wait for (`synchronous_mode: true`).
+    Sync,
+    /// Replicas that no commit waits for.
+    Async,
+    /// Replicas that may be among those commits wait for (`synchronous_mode: quorum`).
+    Quorum,
     Any,
+    /// The leader of a standby cluster.
+    StandbyLeader,
+}
+
+impl Role {
+    /// Whether those that have it follow the primary, and so may lag.
+    pub fn follows(self) -> bool {
+        matches!(self, Self::Replica | Self::Sync | Self::Async | Self::Quorum)
+    }
 }
 
 /// How a member's PgBouncer (or PostgreSQL) address is found.

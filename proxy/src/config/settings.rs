@@ -198,8 +198,10 @@ pub fn pool(pool: &Pool) -> Settings {
         probe: pool_probe,
         passive: Passive { failures, retry_after },
         connect_attempts,
+        prefer,
     } = pool;
     let mut settings = source(pool_source);
+    settings.extend(prefer.iter().map(|(tag, value)| (format!("prefer.{tag}"), text(value))));
     settings.extend(section(
         "",
         [
@@ -238,7 +240,11 @@ pub fn role_name(role: Role) -> &'static str {
     match role {
         Role::Primary => "primary",
         Role::Replica => "replica",
+        Role::Sync => "sync",
+        Role::Async => "async",
+        Role::Quorum => "quorum",
         Role::Any => "any",
+        Role::StandbyLeader => "standby-leader",
     }
 }
 
@@ -249,13 +255,13 @@ fn source(source: &BackendSource) -> Settings {
             section("", [("cluster", text(cluster)), ("route", text("fleet")), ("role", text("primary"))])
         }
         BackendSource::NodeLocal { cluster, rule, address } => {
-            let RoleRule { role, max_lag, fallback_to_primary, tags } = rule;
+            let RoleRule { role, max_lag, max_lag_time, fallback_to_primary, tags } = rule;
             let address = match address {
                 NodeAddress::Port(port) => number(port),
                 NodeAddress::ProxyUrl => text("proxy-url"),
                 NodeAddress::ConnUrl => text("conn-url"),
             };
-            let fallback = if *role == Role::Replica { number(fallback_to_primary) } else { Value::Unset };
+            let fallback = if role.follows() { number(fallback_to_primary) } else { Value::Unset };
             let mut settings = section(
                 "",
                 [
@@ -263,6 +269,7 @@ fn source(source: &BackendSource) -> Settings {
                     ("route", text("node-local")),
                     ("role", text(role_name(*role))),
                     ("max_lag", optional(max_lag.map(show_size).map(text))),
+                    ("max_lag_time", optional(max_lag_time.map(duration))),
                     ("fallback_to_primary", fallback),
                     ("address", address),
                 ],

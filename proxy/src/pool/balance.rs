@@ -14,16 +14,16 @@ const MAGLEV_SLOTS: usize = 65_537;
 /// Turns in a round-robin round at most.
 const LONGEST_ROUND: u64 = 4096;
 
-/// The candidates that are (or are not) backups, best first. `turn` grows by one with each call.
+/// The candidates of one tier, best first. `turn` grows by one with each call.
 pub fn order(
     balance: Balance,
     candidates: &Candidates,
-    backup: bool,
+    tier: u8,
     client: IpAddr,
     turn: usize,
 ) -> impl Iterator<Item = &Candidate> {
     let mut list: Vec<&Candidate> =
-        candidates.list.iter().filter(|candidate| candidate.backup == backup && candidate.weight > 0).collect();
+        candidates.list.iter().filter(|candidate| candidate.tier == tier && candidate.weight > 0).collect();
     let count = list.len();
     if count > 1 {
         match balance {
@@ -46,7 +46,7 @@ pub fn order(
                 list.rotate_left(best);
             }
             Balance::SourceHash => {
-                // A backup has no place in the table; backups stand in order.
+                // Those of a lower tier have no place in the table; they stand in order.
                 let slot = hash_ip(client) as usize % MAGLEV_SLOTS;
                 let first = position(&list, candidates, candidates.table.get(slot)).unwrap_or(0);
                 list.rotate_left(first);
@@ -62,7 +62,7 @@ fn load_order(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     load(a, b).cmp(&load(b, a))
 }
 
-/// Where in `list` the candidate stands that the table names. A backup has no place in the table.
+/// Where in `list` the candidate stands that the table names, which has those of the best tier there is.
 fn position(list: &[&Candidate], candidates: &Candidates, owner: Option<&u16>) -> Option<usize> {
     let owner = candidates.list.get(usize::from(*owner?))?;
     list.iter().position(|candidate| std::ptr::eq(*candidate, owner))
@@ -92,12 +92,13 @@ fn round(list: &[Candidate]) -> Vec<u16> {
     turns.into_iter().map(|(_, index)| index).collect()
 }
 
-/// Indices of those that take sessions and are no backups.
+/// Indices of those that take sessions, of the best tier there is.
 fn active(list: &[Candidate]) -> Vec<usize> {
-    (0..list.len().min(usize::from(u16::MAX))).filter(|&i| !list[i].backup && list[i].weight > 0).collect()
+    let Some(best) = list.iter().filter(|one| one.weight > 0).map(|one| one.tier).min() else { return Vec::new() };
+    (0..list.len().min(usize::from(u16::MAX))).filter(|&i| list[i].tier == best && list[i].weight > 0).collect()
 }
 
-/// Fills the Maglev table for every candidate that is no backup. Few slots move when one of them goes.
+/// Fills the Maglev table for every candidate of the best tier. Few slots move when one of them goes.
 fn maglev(list: &[Candidate]) -> Vec<u16> {
     let active = active(list);
     if active.is_empty() {
@@ -175,14 +176,14 @@ mod tests {
             .map(|(i, &weight)| {
                 let address = format!("10.0.0.{}:6432", i + 1).parse().expect("an address");
                 let backend = Arc::new(Backend::new("p", &format!("b{i}"), address));
-                Candidate { backend, weight, backup: false, max_sessions: 0, peer_id: None }
+                Candidate { backend, weight, tier: 0, max_sessions: 0, peer_id: None }
             })
             .collect();
         Candidates { table: table(balance, &list), list, why_empty: String::new() }
     }
 
     fn first(balance: Balance, from: &Candidates, client: IpAddr, turn: usize) -> String {
-        order(balance, from, false, client, turn).next().map(|c| c.backend.name.clone()).unwrap_or_default()
+        order(balance, from, 0, client, turn).next().map(|c| c.backend.name.clone()).unwrap_or_default()
     }
 
     fn shares(balance: Balance, from: &Candidates, turns: usize) -> BTreeMap<String, usize> {
@@ -245,10 +246,26 @@ mod tests {
         {
             let from = candidates(balance, &[5, 1, 2, 0]);
             for turn in 0..20 {
-                let mut names: Vec<_> = order(balance, &from, false, CLIENT, turn).map(|c| &c.backend.name).collect();
+                let mut names: Vec<_> = order(balance, &from, 0, CLIENT, turn).map(|c| &c.backend.name).collect();
                 names.sort();
                 assert_eq!(names, ["b0", "b1", "b2"], "{balance:?}: weight 0 takes none");
             }
+        }
+    }
+
+    #[test]
+    fn where_the_best_tier_is_empty_the_next_is_balanced_like_it() {
+        for balance in [Balance::RoundRobin, Balance::SourceHash] {
+            let mut from = candidates(balance, &[1, 1, 1]);
+            from.list.iter_mut().for_each(|one| one.tier = 1);
+            from.table = table(balance, &from.list);
+            let mut seen = std::collections::BTreeSet::new();
+            for n in 0..60u32 {
+                let client = IpAddr::V4(std::net::Ipv4Addr::from(0x0a00_0000 + n));
+                assert_eq!(order(balance, &from, 0, client, n as usize).count(), 0);
+                seen.extend(order(balance, &from, 1, client, n as usize).next().map(|one| one.backend.name.clone()));
+            }
+            assert_eq!(seen.len(), 3, "{balance:?}");
         }
     }
 }

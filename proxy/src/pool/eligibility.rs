@@ -1,6 +1,7 @@
 //! Who belongs to a pool and who of them may take a new session: a pure function of configuration, cluster view and
 //! the backends' own state.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -14,7 +15,8 @@ pub struct Named {
     pub name: String,
     pub address: SocketAddr,
     pub weight: u32,
-    pub backup: bool,
+    /// As [`Candidate::tier`].
+    pub tier: u8,
     pub max_sessions: u32,
     pub peer_id: Option<u16>,
     /// Paused by its agent.
@@ -37,7 +39,7 @@ pub fn members(
                 name: entry.name.clone(),
                 address: *address,
                 weight: entry.weight,
-                backup: entry.backup,
+                tier: u8::from(entry.backup),
                 max_sessions: entry.max_sessions.unwrap_or(limit),
                 peer_id: entry.peer_id,
                 held: false,
@@ -45,12 +47,12 @@ pub fn members(
             })
             .collect(),
         (_, None) => Vec::new(),
-        (BackendSource::Fleet { .. }, Some(view)) => fleet(view, limit),
-        (BackendSource::NodeLocal { rule, address, .. }, Some(view)) => node_local(view, rule, *address, limit),
+        (BackendSource::Fleet { .. }, Some(view)) => fleet(view, limit, &pool.prefer),
+        (BackendSource::NodeLocal { rule, address, .. }, Some(view)) => node_local(view, rule, *address, pool),
     }
 }
 
-fn fleet(view: &ClusterView, max_sessions: u32) -> Vec<Named> {
+fn fleet(view: &ClusterView, max_sessions: u32, prefer: &BTreeMap<String, String>) -> Vec<Named> {
     let excluded = |bouncer: &crate::cluster::Bouncer| {
         if bouncer.state != BouncerState::Ready {
             let why = if bouncer.reason.is_empty() { String::new() } else { format!(": {}", bouncer.reason) };
@@ -73,7 +75,7 @@ fn fleet(view: &ClusterView, max_sessions: u32) -> Vec<Named> {
             name: bouncer.name.clone(),
             address: bouncer.address,
             weight: 1,
-            backup: false,
+            tier: preference(&bouncer.tags, prefer),
             max_sessions,
             peer_id: bouncer.peer_id,
             held: matches!(bouncer.state, BouncerState::Pausing | BouncerState::Paused),
@@ -87,19 +89,26 @@ fn fleet(view: &ClusterView, max_sessions: u32) -> Vec<Named> {
     list
 }
 
-fn node_local(view: &ClusterView, rule: &RoleRule, address: NodeAddress, max_sessions: u32) -> Vec<Named> {
+fn node_local(view: &ClusterView, rule: &RoleRule, address: NodeAddress, pool: &config::Pool) -> Vec<Named> {
+    let max_sessions = pool.max_sessions_per_backend;
     let mut list: Vec<Named> = view
         .members
         .values()
         .filter_map(|member| {
             let address = node_address(member, address)?;
-            let (excluded, backup) = member_rule(view, member, rule);
+            let (excluded, is_fallback) = member_rule(view, member, rule);
+            let tier = if is_fallback { 2 } else { preference(&member.tags, &pool.prefer) };
             let name = member.name.clone();
-            Some(Named { name, address, weight: 1, backup, max_sessions, peer_id: None, held: false, excluded })
+            Some(Named { name, address, weight: 1, tier, max_sessions, peer_id: None, held: false, excluded })
         })
         .collect();
     list.sort_by(|a, b| a.name.cmp(&b.name));
     list
+}
+
+/// The tier of those with the tags that are preferred, and of the others.
+fn preference(tags: &BTreeMap<String, String>, prefer: &BTreeMap<String, String>) -> u8 {
+    u8::from(prefer.iter().any(|(tag, value)| tags.get(tag) != Some(value)))
 }
 
 fn node_address(member: &Member, address: NodeAddress) -> Option<SocketAddr> {
@@ -128,9 +137,10 @@ fn member_rule(view: &ClusterView, member: &Member, rule: &RoleRule) -> (Option<
             };
             (Some(why), false)
         }
-        Role::Replica if is_primary && rule.fallback_to_primary => (None, true),
+        role if role.follows() && is_primary && rule.fallback_to_primary => (None, true),
         Role::Any if is_primary => (tags(), false),
-        Role::Replica | Role::Any => (not_a_replica(member, rule).or_else(tags), false),
+        Role::StandbyLeader => (not_a_standby_leader(view, member).or_else(tags), false),
+        role => (not_a_replica(member, rule).or_else(|| not_as_synchronous(view, member, role)).or_else(tags), false),
     }
 }
 
@@ -146,9 +156,47 @@ fn not_a_replica(member: &Member, rule: &RoleRule) -> Option<String> {
         return Some("tag noloadbalance".into());
     }
     match (rule.max_lag, member.lag) {
-        (Some(_), None) => Some("its lag is unknown".into()),
-        (Some(most), Some(lag)) if lag > most => Some(format!("{lag} bytes behind, the limit is {most}")),
+        (Some(_), None) => return Some("its lag is unknown".into()),
+        (Some(most), Some(lag)) if lag > most => return Some(format!("{lag} bytes behind, the limit is {most}")),
+        _ => {}
+    }
+    match (rule.max_lag_time, member.lag_time) {
+        (Some(_), None) => Some("how late it is is unknown".into()),
+        (Some(most), Some(late)) if late > most => {
+            let [late, most] = [late, most].map(|time| time.as_secs_f64());
+            Some(format!("{late:.1} s late, the limit is {most} s"))
+        }
         _ => None,
+    }
+}
+
+/// Why a replica is not one whose commits are waited for in the way that `role` says.
+fn not_as_synchronous(view: &ClusterView, member: &Member, role: Role) -> Option<String> {
+    let is_named = view.sync.standbys.contains(&member.name);
+    match role {
+        Role::Sync | Role::Quorum if view.sync.quorum_mode != (role == Role::Quorum) => {
+            let mode = if view.sync.quorum_mode { "quorum" } else { "not quorum" };
+            Some(format!("synchronous_mode is {mode}"))
+        }
+        Role::Sync if !is_named => Some("not a synchronous standby".into()),
+        Role::Quorum if !is_named => Some("not in the quorum".into()),
+        Role::Async if is_named => Some("a synchronous standby".into()),
+        _ => None,
+    }
+}
+
+/// It leads without being a primary: no proof is asked of it but its own word.
+fn not_a_standby_leader(view: &ClusterView, member: &Member) -> Option<String> {
+    if member.role != "standby_leader" {
+        return Some(format!("role {}", if member.role.is_empty() { "unknown" } else { &member.role }));
+    }
+    if !member.is_running() {
+        return Some(format!("state {}", member.state));
+    }
+    match &view.leader_key {
+        Some(leader) if *leader == member.name => None,
+        Some(leader) => Some(format!("the leader key names {leader}")),
+        None => Some("no member holds the leader key".into()),
     }
 }
 
@@ -168,7 +216,7 @@ pub fn candidates(
             None => list.push(Candidate {
                 backend: backend.clone(),
                 weight: one.weight,
-                backup: one.backup,
+                tier: one.tier,
                 max_sessions: one.max_sessions,
                 peer_id: one.peer_id,
             }),
@@ -248,7 +296,7 @@ mod tests {
     }
 
     fn pool(role: Role, max_lag: Option<u64>, fallback_to_primary: bool) -> config::Pool {
-        let rule = RoleRule { role, max_lag, fallback_to_primary, tags: [].into() };
+        let rule = RoleRule { role, max_lag, fallback_to_primary, ..RoleRule::default() };
         let source = BackendSource::NodeLocal { cluster: "main".into(), rule, address: NodeAddress::Port(6432) };
         let mut pool = config::Pool { source, ..config::Pool::default() };
         pool.probe.kind = ProbeKind::None;
@@ -260,7 +308,7 @@ mod tests {
         let backends: Vec<_> =
             named.iter().map(|named| Arc::new(Backend::new("p", &named.name, named.address))).collect();
         let found = candidates(pool, &named, &backends, Some(view));
-        let mark = |c: &Candidate| format!("{}{}", c.backend.name, if c.backup { "*" } else { "" });
+        let mark = |c: &Candidate| format!("{}{}", c.backend.name, "*".repeat(c.tier.into()));
         (found.list.iter().map(mark).collect(), found.why_empty)
     }
 
@@ -301,8 +349,63 @@ mod tests {
     #[test]
     fn the_primary_serves_reads_only_as_a_backup_and_only_if_asked_to() {
         let view = view();
-        assert_eq!(eligible(&pool(Role::Replica, None, true), &view).0, ["pg1*", "pg2", "pg3"]);
+        assert_eq!(eligible(&pool(Role::Replica, None, true), &view).0, ["pg1**", "pg2", "pg3"]);
         assert_eq!(eligible(&pool(Role::Any, None, false), &view).0, ["pg1", "pg2", "pg3"]);
+    }
+
+    #[test]
+    fn synchronous_standbys_are_those_the_store_names_in_the_mode_that_is_meant() {
+        let mut view = view();
+        let who = |role, view: &ClusterView| eligible(&pool(role, None, false), view).0;
+        assert!(who(Role::Sync, &view).is_empty());
+        assert_eq!(who(Role::Async, &view), ["pg2", "pg3"]);
+        view.sync.standbys = vec!["pg3".into()];
+        assert_eq!(who(Role::Sync, &view), ["pg3"]);
+        assert_eq!(who(Role::Async, &view), ["pg2"]);
+        assert!(who(Role::Quorum, &view).is_empty());
+        view.sync.quorum_mode = true;
+        assert_eq!(who(Role::Quorum, &view), ["pg3"]);
+        assert!(who(Role::Sync, &view).is_empty());
+        assert_eq!(eligible(&pool(Role::Quorum, None, true), &view).0, ["pg1**", "pg3"]);
+    }
+
+    #[test]
+    fn a_replica_that_is_late_is_left_out_even_if_it_is_few_bytes_behind() {
+        let mut view = view();
+        let mut rule = pool(Role::Replica, None, false);
+        let BackendSource::NodeLocal { rule: of, .. } = &mut rule.source else { panic!("not node-local") };
+        of.max_lag_time = Some(std::time::Duration::from_secs(2));
+        let late = |view: &mut ClusterView, name: &str, ms: Option<u64>| {
+            view.members.get_mut(name).unwrap().lag_time = ms.map(std::time::Duration::from_millis);
+        };
+        late(&mut view, "pg2", Some(2001));
+        late(&mut view, "pg3", Some(1999));
+        assert_eq!(eligible(&rule, &view).0, ["pg3"]);
+        late(&mut view, "pg3", None);
+        assert_eq!(
+            eligible(&rule, &view).1,
+            "pg1: role primary; pg2: 2.0 s late, the limit is 2 s; pg3: how late it is is unknown"
+        );
+    }
+
+    #[test]
+    fn the_leader_of_a_standby_cluster_is_reached_by_its_own_role_only() {
+        let mut view = view();
+        (view.primary, view.leader_key) = (None, Some("pg1".into()));
+        view.members.get_mut("pg1").unwrap().role = "standby_leader".into();
+        assert_eq!(eligible(&pool(Role::StandbyLeader, None, false), &view).0, ["pg1"]);
+        assert!(eligible(&pool(Role::Primary, None, false), &view).0.is_empty());
+        view.leader_key = Some("pg2".into());
+        assert!(eligible(&pool(Role::StandbyLeader, None, false), &view).0.is_empty());
+    }
+
+    #[test]
+    fn those_of_the_preferred_zone_come_first_and_the_primary_last() {
+        let mut view = view();
+        view.members.get_mut("pg3").unwrap().tags.insert("zone".into(), "a".into());
+        let mut near = pool(Role::Replica, None, true);
+        near.prefer.insert("zone".into(), "a".into());
+        assert_eq!(eligible(&near, &view).0, ["pg1**", "pg2*", "pg3"]);
     }
 
     #[test]
@@ -324,6 +427,7 @@ mod tests {
                 timeline: Some(1),
                 reason: String::new(),
                 waited_ms: None,
+                tags: [("zone".to_owned(), format!("z{n}"))].into(),
             };
             view.bouncers.insert(name, bouncer);
         }

@@ -62,11 +62,15 @@ pub struct Candidates {
 pub struct Candidate {
     pub backend: Arc<Backend>,
     pub weight: u32,
-    pub backup: bool,
+    /// 0 is the best; others are offered a session while nobody of a better one has room.
+    pub tier: u8,
     /// 0 means no limit.
     pub max_sessions: u32,
     pub peer_id: Option<u16>,
 }
+
+/// Preferred ones; the others, and configured backups; the primary where it serves reads for want of replicas.
+pub const TIERS: [u8; 3] = [0, 1, 2];
 
 /// What [`Pool::pick`] found.
 #[derive(Debug)]
@@ -114,8 +118,8 @@ impl Pool {
     pub fn pick(&self, client: IpAddr, tried: &[SocketAddr]) -> Picked {
         let candidates = self.candidates.load();
         let balance = self.config.load().balance;
-        for backup in [false, true] {
-            let order = balance::order(balance, &candidates, backup, client, self.turn.fetch_add(1, Relaxed));
+        for tier in TIERS {
+            let order = balance::order(balance, &candidates, tier, client, self.turn.fetch_add(1, Relaxed));
             for candidate in order.filter(|candidate| !tried.contains(&candidate.backend.address)) {
                 if let Some(place) = Place::take(&candidate.backend, candidate.max_sessions) {
                     return Picked::Place(place);

@@ -60,6 +60,7 @@ fn only_bouncers_in_service_are_waited_for() {
             leader: Some(leader.into()),
             timeline: Some(1),
             reason: String::new(),
+            tags: [].into(),
             waited_ms: None,
         };
         view.bouncers.insert(name.into(), bouncer);

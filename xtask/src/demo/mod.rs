@@ -2,7 +2,7 @@
 //! cost those who wrote.
 
 mod load;
-mod probe;
+pub(crate) mod probe;
 mod table;
 
 use std::collections::BTreeMap;

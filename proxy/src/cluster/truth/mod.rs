@@ -4,6 +4,7 @@
 //! `docs/cluster.md` states the rules in prose.
 
 mod view;
+mod wal_clock;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use super::patroni::{Keys, PatroniKeys};
 use super::proof::{Answer, is_primary_role};
 use super::resolve::HostPort;
 use super::{Bouncer, ClusterView, Primary, StoreHealth, Switchover};
+use wal_clock::WalClock;
 
 /// How long after a change disagreeing proofs are asked for at the fast interval. A standby cluster disagrees for
 /// ever, and a poll costs the member a query.
@@ -33,6 +35,8 @@ pub struct Truth {
     announced: Option<(Switchover, Instant)>,
     named: Named,
     words: BTreeMap<String, Word>,
+    /// What the leader had written, and when that was heard.
+    wal_clock: WalClock,
     addresses: BTreeMap<HostPort, SocketAddr>,
     /// Highest timeline proved by a leader the key named, by system identifier. An unknown one is "".
     floors: BTreeMap<String, u32>,
@@ -150,6 +154,7 @@ impl Truth {
             announced: None,
             named: Named::Unknown,
             words: BTreeMap::new(),
+            wal_clock: WalClock::default(),
             addresses: BTreeMap::new(),
             floors: BTreeMap::new(),
             system_id: String::new(),
@@ -274,6 +279,12 @@ impl Truth {
         }
         word.asked = Some(asked);
         word.hear(answer, asked, now);
+        if let Named::Member { name, .. } = &self.named
+            && name == member
+            && let Some(written) = word.wal
+        {
+            self.wal_clock.heard(written, asked);
+        }
         self.raise_floor(member, now);
     }
 

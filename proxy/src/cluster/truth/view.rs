@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::{HostPort, Named, Now, Truth};
 use crate::cluster::patroni::MemberKey;
-use crate::cluster::{ClusterView, Member, Proof, StoreHealth, Switchover};
+use crate::cluster::{ClusterView, Member, Proof, StoreHealth, Switchover, SyncStandbys};
 
 impl Truth {
     pub(super) fn publish(
@@ -26,6 +26,7 @@ impl Truth {
             primary: self.open.clone(),
             closed_because,
             switchover,
+            sync: self.sync(),
             members: self.keys.members.iter().map(|(name, key)| (name.clone(), self.member(name, key))).collect(),
             bouncers: self.bouncers.clone(),
             cut: self.cuts(),
@@ -41,6 +42,14 @@ impl Truth {
         }
         self.published = Arc::new(view);
         Some(self.published.clone())
+    }
+
+    /// Standbys that another leader named are none of this one's.
+    fn sync(&self) -> SyncStandbys {
+        let sync = &self.keys.sync;
+        let is_current = sync.leader.is_some() && sync.leader == self.keys.leader;
+        let standbys = if is_current { sync.standbys.clone() } else { Vec::new() };
+        SyncStandbys { standbys, quorum_mode: self.keys.config.quorum_mode }
     }
 
     fn member(&self, name: &str, key: &MemberKey) -> Member {
@@ -62,9 +71,16 @@ impl Truth {
             proxy_addr: self.address(&key.proxy_url),
             timeline: key.timeline,
             lag,
+            lag_time: self.lag_time(name),
             tags: key.tags.clone(),
             proof: self.words.get(name).map(|word| word.shown.clone()).unwrap_or_default(),
         }
+    }
+
+    /// None for whoever is silent.
+    fn lag_time(&self, name: &str) -> Option<Duration> {
+        let word = self.words.get(name)?;
+        self.wal_clock.age(word.wal?, word.asked?)
     }
 
     fn address(&self, url: &Option<String>) -> Option<SocketAddr> {

@@ -25,6 +25,7 @@ pub(in crate::config) fn agent(text: &str, file: &str) -> Result<(AgentConfig, V
     let name = top.require("name", values::name());
     let mut lease_ttl = Duration::from_secs(10);
     top.set("lease_ttl", lease_seconds(), &mut lease_ttl);
+    let tags = top.tags("tags").into_iter().flatten().collect();
     let mut log_config = Log::default();
     log(top.section("log"), &mut log_config);
     let pgbouncer = pgbouncer(top.section("pgbouncer"), &folder);
@@ -50,7 +51,7 @@ pub(in crate::config) fn agent(text: &str, file: &str) -> Result<(AgentConfig, V
     let (Some(name), Some(pgbouncer), Some((cluster_name, cluster))) = (name, pgbouncer, clusters.pop()) else {
         unreachable!("a missing key without blame");
     };
-    Ok((AgentConfig { name, lease_ttl, log: log_config, pgbouncer, cluster_name, cluster }, warnings))
+    Ok((AgentConfig { name, lease_ttl, log: log_config, tags, pgbouncer, cluster_name, cluster }, warnings))
 }
 
 /// `None` where something was blamed.

@@ -22,6 +22,7 @@ pub(super) fn pool(mut section: Section<'_, '_>, folder: &Path) -> Pool {
         ("first", Balance::First),
     ];
     let mut pool = Pool { source: source(&mut section), ..Pool::default() };
+    pool.prefer = section.tags("prefer").into_iter().flatten().collect();
     section.set("balance", values::one_of(BALANCES), &mut pool.balance);
     section.set("max_sessions_per_backend", values::count(0..=u32::MAX), &mut pool.max_sessions_per_backend);
     section.set("connect_attempts", values::count(1..=100), &mut pool.connect_attempts);
@@ -43,7 +44,15 @@ enum Route {
 /// The keys that say where backends come from. Those of one source are errors with another.
 fn source(section: &mut Section<'_, '_>) -> BackendSource {
     const ROUTES: &[(&str, Route)] = &[("fleet", Route::Fleet), ("node-local", Route::NodeLocal)];
-    const ROLES: &[(&str, Role)] = &[("primary", Role::Primary), ("replica", Role::Replica), ("any", Role::Any)];
+    const ROLES: &[(&str, Role)] = &[
+        ("primary", Role::Primary),
+        ("replica", Role::Replica),
+        ("sync", Role::Sync),
+        ("async", Role::Async),
+        ("quorum", Role::Quorum),
+        ("any", Role::Any),
+        ("standby-leader", Role::StandbyLeader),
+    ];
 
     let mut backends = Vec::new();
     let has_backends = section.array_of_sections("backend", |_, section| backends.extend(backend(section)));
@@ -52,12 +61,13 @@ fn source(section: &mut Section<'_, '_>) -> BackendSource {
     let mut rule = RoleRule::default();
     section.set("role", values::one_of(ROLES), &mut rule.role);
     rule.max_lag = section.get("max_lag", values::size());
+    rule.max_lag_time = section.get("max_lag_time", values::duration());
     section.set("fallback_to_primary", values::flag(), &mut rule.fallback_to_primary);
     rule.tags = section.tags("tags").into_iter().flatten().collect();
     let address = section.get("address", node_address());
 
     if !section.has("cluster") {
-        for key in ["route", "role", "max_lag", "fallback_to_primary", "tags", "address"] {
+        for key in ["route", "role", "max_lag", "max_lag_time", "fallback_to_primary", "tags", "prefer", "address"] {
             if section.has(key) {
                 section.error(key, "this pool has no cluster", "cluster = \"NAME\" beside it");
             }
@@ -81,7 +91,7 @@ fn source(section: &mut Section<'_, '_>) -> BackendSource {
                 let problem = "the PgBouncers of a fleet all lead to the primary";
                 section.error("role", problem, "role = \"primary\", or route = \"node-local\"");
             }
-            for key in ["max_lag", "fallback_to_primary", "tags", "address"] {
+            for key in ["max_lag", "max_lag_time", "fallback_to_primary", "tags", "address"] {
                 if section.has(key) {
                     section.error(key, "it means nothing with route = \"fleet\"", "route = \"node-local\" beside it");
                 }
@@ -92,11 +102,22 @@ fn source(section: &mut Section<'_, '_>) -> BackendSource {
             if !section.has("address") {
                 section.require("address", node_address());
             }
-            if rule.role == Role::Primary && section.has("max_lag") {
-                section.error("max_lag", "a primary has no lag", "role = \"replica\" or \"any\" beside it");
+            for key in ["max_lag", "max_lag_time"] {
+                if !rule.role.follows() && rule.role != Role::Any && section.has(key) {
+                    section.error(
+                        key,
+                        "a leader has no lag",
+                        "role = \"replica\", \"sync\", \"async\", \"quorum\" or \"any\" beside it",
+                    );
+                }
             }
-            if rule.role != Role::Replica && section.has("fallback_to_primary") {
-                section.error("fallback_to_primary", "the role is not replica", "role = \"replica\" beside it");
+            if !rule.role.follows() && section.has("fallback_to_primary") {
+                let problem = "the role is not that of replicas";
+                section.error(
+                    "fallback_to_primary",
+                    problem,
+                    "role = \"replica\", \"sync\", \"async\" or \"quorum\" beside it",
+                );
             }
             BackendSource::NodeLocal { cluster, rule, address: address.unwrap_or(NodeAddress::ProxyUrl) }
         }

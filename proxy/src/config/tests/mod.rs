@@ -120,6 +120,8 @@ const FULL: [&str; 6] = [
         route = "node-local"
         role = "replica"
         max_lag = "16MiB"
+        max_lag_time = "10s"
+        prefer = { zone = "3" }
         fallback_to_primary = true
         tags = { region = "eu", zone = "3", fast = "true" }
         address = 6432

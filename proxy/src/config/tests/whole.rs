@@ -304,7 +304,7 @@ fn a_password_file_gives_its_first_line_and_should_be_private() {
     assert_eq!(
         errors.errors[0].to_string(),
         format!(
-            "{name}:10: cluster.c.etcd.password_file: the first line of {file} is empty; \
+            "{name}:11: cluster.c.etcd.password_file: the first line of {file} is empty; \
              expected a file with the password in its first line"
         )
     );

@@ -163,15 +163,19 @@ cluster.c.proof.tls.cert = "/proc/self/status""#, r#"pgsplice.toml:1: cluster.c.
     (CLUSTER, r#"pool.p.cluster = 5"#, r#"pgsplice.toml:1: pool.p.cluster: 5 is a number; expected the NAME of a [cluster.NAME] section"#),
     (CLUSTER, r#"cluster.c.namespace = ["a"]"#, r#"pgsplice.toml:1: cluster.c.namespace: this is a list; expected Patroni's namespace, such as /service"#),
     (CLUSTER, r#"pool.p.route = "flet""#, r#"pgsplice.toml:1: pool.p.route: "flet" is not known (did you mean "fleet"?); expected "fleet" or "node-local""#),
-    (CLUSTER, r#"pool.p.role = "leader""#, r#"pgsplice.toml:1: pool.p.role: "leader" is not known; expected one of "primary", "replica", "any""#),
+    (CLUSTER, r#"pool.p.role = "leader""#, r#"pgsplice.toml:1: pool.p.role: "leader" is not known; expected one of "primary", "replica", "sync", "async", "quorum", "any", "standby-leader""#),
     (CLUSTER, r#"pool.p.max_lag = "16 megabytes"
 pool.p.role = "replica""#, r#"pgsplice.toml:1: pool.p.max_lag: "16 megabytes": "megabytes" is not a unit of size; expected a size in bytes or such as 16MiB or 16MB"#),
     (CLUSTER, r#"pool.p.max_lag = -1
 pool.p.role = "replica""#, r#"pgsplice.toml:1: pool.p.max_lag: -1 is below zero; expected a size in bytes or such as 16MiB or 16MB"#),
-    (CLUSTER, r#"pool.p.max_lag = "16MiB""#, r#"pgsplice.toml:1: pool.p.max_lag: a primary has no lag; expected role = "replica" or "any" beside it"#),
+    (CLUSTER, r#"pool.p.max_lag = "16MiB""#, r#"pgsplice.toml:1: pool.p.max_lag: a leader has no lag; expected role = "replica", "sync", "async", "quorum" or "any" beside it"#),
     (CLUSTER, r#"pool.p.fallback_to_primary = 1
 pool.p.role = "replica""#, r#"pgsplice.toml:1: pool.p.fallback_to_primary: 1 is a number; expected true or false"#),
-    (CLUSTER, r#"pool.p.fallback_to_primary = true"#, r#"pgsplice.toml:1: pool.p.fallback_to_primary: the role is not replica; expected role = "replica" beside it"#),
+    (CLUSTER, r#"pool.p.max_lag_time = "2s""#, r#"pgsplice.toml:1: pool.p.max_lag_time: a leader has no lag; expected role = "replica", "sync", "async", "quorum" or "any" beside it"#),
+    (CLUSTER, r#"pool.p.max_lag_time = 2
+pool.p.role = "replica""#, r#"pgsplice.toml:1: pool.p.max_lag_time: 2 has no unit; expected a duration above zero, such as 2s, 500ms or 1h30m"#),
+    (CLUSTER, r#"pool.p.prefer = "a""#, r#"pgsplice.toml:1: pool.p.prefer: "a" is text; expected a table of tags such as { region = "eu" }"#),
+    (CLUSTER, r#"pool.p.fallback_to_primary = true"#, r#"pgsplice.toml:1: pool.p.fallback_to_primary: the role is not that of replicas; expected role = "replica", "sync", "async" or "quorum" beside it"#),
     (CLUSTER, r#"pool.p.tags = ["a"]"#, r#"pgsplice.toml:1: pool.p.tags: this is a list; expected a table of tags such as { region = "eu" }"#),
     (CLUSTER, r#"pool.p.tags.region = 1.5"#, r#"pgsplice.toml:1: pool.p.tags.region: 1.5 is a number with a point; expected text, a whole number, true or false"#),
     (CLUSTER, r#"pool.p.address = "proxy_url""#, r#"pgsplice.toml:1: pool.p.address: "proxy_url" is not known; expected "proxy-url", "conn-url" or a port number such as 6432"#),
@@ -269,8 +273,8 @@ splice.mode = "xdp""#, r#"pgsplice.toml:1: listener.l.splice: "tc" never runs wi
     (STATIC, r#"pool.p.queue = 5"#, r#"pgsplice.toml:1: pool.p.queue: 5 is a number; expected a section [pool.p.queue]"#),
     (STATIC, r#""a b" = 5"#, r#"pgsplice.toml:1: "a b": unknown key; expected one of admin, cluster, guard, listener, log, pool, proxy, splice"#),
     (STATIC, r#"pool."a b".balance = "first""#, r#"pgsplice.toml:1: pool."a b": "a b" is not a name; expected up to 63 letters, digits, dashes and underscores"#),
-    (STATIC, r#"pool.p.timeout = "3s""#, r#"pgsplice.toml:1: pool.p.timeout: unknown key (did you mean "timeouts"?); expected one of address, backend, balance, cluster, connect_attempts, fallback_to_primary, max_lag, max_sessions_per_backend, passive, probe, queue, role, route, tags, tcp, timeouts"#),
-    (STATIC, r#"pool.p.idle = "3s""#, r#"pgsplice.toml:1: pool.p.idle: unknown key here (it belongs in [pool.NAME.timeouts]); expected one of address, backend, balance, cluster, connect_attempts, fallback_to_primary, max_lag, max_sessions_per_backend, passive, probe, queue, role, route, tags, tcp, timeouts"#),
+    (STATIC, r#"pool.p.timeout = "3s""#, r#"pgsplice.toml:1: pool.p.timeout: unknown key (did you mean "timeouts"?); expected one of address, backend, balance, cluster, connect_attempts, fallback_to_primary, max_lag, max_lag_time, max_sessions_per_backend, passive, prefer, probe, queue, role, route, tags, tcp, timeouts"#),
+    (STATIC, r#"pool.p.idle = "3s""#, r#"pgsplice.toml:1: pool.p.idle: unknown key here (it belongs in [pool.NAME.timeouts]); expected one of address, backend, balance, cluster, connect_attempts, fallback_to_primary, max_lag, max_lag_time, max_sessions_per_backend, passive, prefer, probe, queue, role, route, tags, tcp, timeouts"#),
     (STATIC, r#"pool.p.queue.max = 1"#, r#"pgsplice.toml:1: pool.p.queue.max: unknown key; expected one of size, timeout"#),
     (STATIC, r#"listener.l.max-sessions = 5"#, r#"pgsplice.toml:1: listener.l.max-sessions: unknown key (did you mean "max_sessions"?); expected one of backlog, bind, max_sessions, max_startup_size, pool, splice, splice_after, startup_timeout, tcp"#),
 ];

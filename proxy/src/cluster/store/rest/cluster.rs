@@ -16,6 +16,7 @@ pub(super) struct ClusterAnswer {
     is_standby: bool,
     is_paused: bool,
     sync_standbys: Vec<String>,
+    is_quorum: bool,
     members: BTreeMap<String, Map<String, Value>>,
     switchover: Option<Map<String, Value>>,
 }
@@ -33,6 +34,7 @@ impl ClusterAnswer {
             is_standby: false,
             is_paused: map.get("pause") == Some(&Value::Bool(true)),
             sync_standbys: Vec::new(),
+            is_quorum: false,
             members: BTreeMap::new(),
             switchover: map.get("scheduled_switchover").and_then(Value::as_object).cloned(),
         };
@@ -43,7 +45,10 @@ impl ClusterAnswer {
                     answer.is_standby = role == "standby_leader";
                     answer.leader = Some(name.clone());
                 }
-                Some("sync_standby" | "quorum_standby") => answer.sync_standbys.push(name.clone()),
+                Some(role @ ("sync_standby" | "quorum_standby")) => {
+                    answer.is_quorum |= role == "quorum_standby";
+                    answer.sync_standbys.push(name.clone());
+                }
                 _ => {}
             }
             answer.members.insert(name, member.clone());
@@ -75,7 +80,8 @@ impl ClusterAnswer {
         }
         // Which host the standby cluster follows, the answer does not tell.
         let standby = if self.is_standby { json!({ "host": "another cluster" }) } else { Value::Null };
-        put("config", json!({ "pause": self.is_paused, "standby_cluster": standby }));
+        let mode = if self.is_quorum { json!("quorum") } else { Value::Null };
+        put("config", json!({ "pause": self.is_paused, "standby_cluster": standby, "synchronous_mode": mode }));
         if !self.sync_standbys.is_empty() {
             put("sync", json!({ "leader": self.leader, "sync_standby": self.sync_standbys.join(",") }));
         }
