@@ -338,13 +338,19 @@ impl Proxy {
         true
     }
 
-    /// Cuts every session that is at this backend.
-    pub fn cut_at(&self, backend: &Arc<Backend>, reason: Termination) -> usize {
+    /// Cuts up to `most` of the sessions that are at this backend, whichever they are.
+    pub fn cut_at(&self, backend: &Arc<Backend>, most: usize, reason: Termination) -> usize {
         let is_there = |record: &SessionRecord| {
             record.backend().is_some_and(|at| at.pool == backend.pool && at.address == backend.address)
         };
-        let ids: Vec<_> =
+        let mut ids: Vec<_> =
             self.registry.all().iter().filter(|record| is_there(record)).map(|record| record.id).collect();
+        if most < ids.len() {
+            // Not the oldest first, nor those of one thread.
+            let random = std::hash::RandomState::new();
+            ids.sort_by_cached_key(|id| std::hash::BuildHasher::hash_one(&random, id.0));
+            ids.truncate(most);
+        }
         self.cut(&ids, reason)
     }
 

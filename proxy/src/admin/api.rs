@@ -289,6 +289,79 @@ pub struct Upgrade {
     pub successor: u32,
 }
 
+/// `GET /v1/clusters`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Clusters {
+    pub clusters: Vec<ClusterReport>,
+}
+
+/// One cluster: what the store says, what each member says, and what is concluded from both.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClusterReport {
+    pub name: String,
+    /// `etcd`, `consul`, `zookeeper` or `rest`.
+    pub store_kind: String,
+    /// `starting`, `connected` or `unreachable`.
+    pub store: String,
+    pub store_error: String,
+    pub leader_key: Option<String>,
+    pub system_id: Option<String>,
+    pub patroni_paused: bool,
+    pub standby_cluster: bool,
+    /// Members that commits wait for, or may wait for in quorum mode.
+    pub synchronous: Vec<String>,
+    pub quorum_mode: bool,
+    pub failsafe: Vec<String>,
+    /// A switchover or failover that is asked for.
+    pub failover: Option<String>,
+    pub primary: Option<String>,
+    pub timeline: Option<u32>,
+    pub primary_since: Option<u64>,
+    /// Empty with a primary.
+    pub closed_because: String,
+    /// A move that is announced and due: new sessions wait.
+    pub switchover: Option<String>,
+    pub members: Vec<MemberReport>,
+    pub bouncers: Vec<Bouncer>,
+    /// What this process saw change, oldest first.
+    pub changes: Vec<ChangeReport>,
+    /// Patroni's own: each timeline that ended.
+    pub history: Vec<TimelineReport>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemberReport {
+    pub name: String,
+    /// These three as its key in the store has them.
+    pub role: String,
+    pub state: String,
+    pub timeline: Option<u32>,
+    pub lag: Option<u64>,
+    pub lag_seconds: Option<f64>,
+    pub tags: BTreeMap<String, String>,
+    pub conn_url: Option<String>,
+    pub api_url: Option<String>,
+    /// Its own answer to `GET /patroni`.
+    pub says: String,
+    pub concluded: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeReport {
+    pub at: u64,
+    pub what: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineReport {
+    pub timeline: u32,
+    pub lsn: u64,
+    pub reason: Option<String>,
+    /// As Patroni writes it.
+    pub at: Option<String>,
+    pub new_leader: Option<String>,
+}
+
 /// `POST /v1/switchover`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

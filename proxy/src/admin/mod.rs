@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod client;
+mod clusters;
 mod listen;
 pub mod metrics;
 mod routes;

@@ -15,7 +15,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
-use super::{api, metrics, snapshot};
+use super::{api, clusters, metrics, snapshot};
 use crate::guard::api as deny;
 use crate::handover;
 use crate::proxy::Proxy;
@@ -69,6 +69,7 @@ fn looking() -> Router<Arc<Proxy>> {
         .route("/healthz", get(alive))
         .route("/readyz", get(ready))
         .route("/v1/status", get(status))
+        .route("/v1/clusters", get(cluster_reports))
         .route("/v1/backends", get(backends))
         .route("/v1/sessions", get(sessions))
         .route("/v1/deny", get(deny_list))
@@ -107,6 +108,10 @@ async fn ready(State(proxy): Shared) -> Response {
 
 async fn status(State(proxy): Shared) -> Json<api::Status> {
     Json(snapshot::status(&proxy))
+}
+
+async fn cluster_reports(State(proxy): Shared) -> Json<api::Clusters> {
+    Json(clusters::clusters(&proxy))
 }
 
 async fn backends(State(proxy): Shared, query: Args<api::BackendsQuery>) -> Result<Json<api::Backends>, Failure> {

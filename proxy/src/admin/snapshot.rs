@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::api;
-use crate::cluster::{ClusterView, Proof, StoreHealth};
+use crate::cluster::{Bouncer, ClusterView, Proof, StoreHealth};
 use crate::config::IpNet;
 use crate::guard::{self, Guard};
 use crate::pool::{self, Health, Pool};
@@ -261,11 +261,7 @@ fn millis(time: Duration) -> f64 {
 // === Clusters ===
 
 fn cluster(name: &str, view: &ClusterView) -> api::Cluster {
-    let (store, store_error) = match &view.store {
-        StoreHealth::Starting => ("starting", String::new()),
-        StoreHealth::Connected { .. } => ("connected", String::new()),
-        StoreHealth::Unreachable { why, .. } => ("unreachable", why.clone()),
-    };
+    let (store, store_error) = store(&view.store);
     let members = view.members.values().map(|member| api::Member {
         name: member.name.clone(),
         role: member.role.clone(),
@@ -274,14 +270,6 @@ fn cluster(name: &str, view: &ClusterView) -> api::Cluster {
         lag: member.lag,
         proof: proof(&member.proof),
         cut: view.cut.get(&member.name).cloned(),
-    });
-    let bouncers = view.bouncers.values().map(|bouncer| api::Bouncer {
-        name: bouncer.name.clone(),
-        address: bouncer.address.to_string(),
-        state: format!("{:?}", bouncer.state).to_lowercase(),
-        leader: bouncer.leader.clone(),
-        timeline: bouncer.timeline,
-        reason: bouncer.reason.clone(),
     });
     api::Cluster {
         name: name.into(),
@@ -294,7 +282,26 @@ fn cluster(name: &str, view: &ClusterView) -> api::Cluster {
         closed_because: view.closed_because.clone(),
         generation: view.generation,
         members: members.collect(),
-        bouncers: bouncers.collect(),
+        bouncers: view.bouncers.values().map(bouncer).collect(),
+    }
+}
+
+pub fn store(health: &StoreHealth) -> (&'static str, String) {
+    match health {
+        StoreHealth::Starting => ("starting", String::new()),
+        StoreHealth::Connected { .. } => ("connected", String::new()),
+        StoreHealth::Unreachable { why, .. } => ("unreachable", why.clone()),
+    }
+}
+
+pub fn bouncer(bouncer: &Bouncer) -> api::Bouncer {
+    api::Bouncer {
+        name: bouncer.name.clone(),
+        address: bouncer.address.to_string(),
+        state: format!("{:?}", bouncer.state).to_lowercase(),
+        leader: bouncer.leader.clone(),
+        timeline: bouncer.timeline,
+        reason: bouncer.reason.clone(),
     }
 }
 
@@ -307,7 +314,7 @@ fn proof(proof: &Proof) -> String {
     }
 }
 
-fn unix(time: SystemTime) -> u64 {
+pub fn unix(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 

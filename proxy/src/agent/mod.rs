@@ -63,22 +63,7 @@ struct Registry {
 
 /// Runs until `stop` completes, then takes the entry out of the registry.
 pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) {
-    let cluster = cluster::watch(&config.cluster_name, &config.cluster);
-    let mut agent = Agent {
-        file: DatabasesFile::new(&config.pgbouncer.databases_file, &config.name, &config.pgbouncer.databases),
-        console: Console::new(&config.pgbouncer),
-        cluster,
-        target: None,
-        wanted: None,
-        hold: Hold::left_behind(&config.pgbouncer.databases_file),
-        spent: None,
-        waited: None,
-        old_primaries: OldPrimaries::default(),
-        // One before us may have died between repointing and this.
-        sweep_until: Some(Instant::now() + SWEEP_FOR),
-        registry: None,
-        config,
-    };
+    let mut agent = Agent::new(config);
     tokio::select! {
         () = agent.work() => {}
         () = stop => {}
@@ -86,9 +71,52 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) {
     agent.leave().await;
 }
 
+/// Brings PgBouncer to the primary that is open now, or within `limit`, and ends: its name. Registers nothing.
+pub async fn once(config: AgentConfig, limit: Duration) -> Result<String, String> {
+    let mut agent = Agent::new(config);
+    // What an agent holds is the agent's to resume.
+    agent.hold = None;
+    let mut why = format!("no primary was open within {limit:?}");
+    let work = async {
+        let mut views = agent.cluster.view.clone();
+        loop {
+            let view = views.borrow_and_update().clone();
+            agent.aim(&view);
+            if view.primary.is_some() {
+                let written = agent.write_file().await;
+                match agent.settle(written, &view).await {
+                    Ok(target) => return target.leader,
+                    Err(error) => why = error,
+                }
+            }
+            let _ = tokio::time::timeout(agent.config.pgbouncer.check_interval, views.changed()).await;
+        }
+    };
+    let done = tokio::time::timeout(limit, work).await;
+    done.map_err(|_| why)
+}
+
 // === impl Agent ===
 
 impl Agent {
+    fn new(config: AgentConfig) -> Self {
+        Self {
+            file: DatabasesFile::new(&config.pgbouncer.databases_file, &config.name, &config.pgbouncer.databases),
+            console: Console::new(&config.pgbouncer),
+            cluster: cluster::watch(&config.cluster_name, &config.cluster),
+            target: None,
+            wanted: None,
+            hold: Hold::left_behind(&config.pgbouncer.databases_file),
+            spent: None,
+            waited: None,
+            old_primaries: OldPrimaries::default(),
+            // One before us may have died between repointing and this.
+            sweep_until: Some(Instant::now() + SWEEP_FOR),
+            registry: None,
+            config,
+        }
+    }
+
     async fn work(&mut self) {
         let mut check = tokio::time::interval(self.config.pgbouncer.check_interval);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -4,8 +4,10 @@
 
 pub mod agent;
 pub mod backends;
+pub mod callback;
 pub mod check;
 pub mod client;
+pub mod cluster;
 pub mod deny;
 pub mod doctor;
 pub mod drain;
@@ -37,6 +39,7 @@ pub enum Command {
     Check(check::Args),
     Doctor(doctor::Args),
     Status(status::Args),
+    Cluster(cluster::Args),
     Backends(backends::Args),
     Sessions(sessions::Args),
     Drain(drain::Args),
@@ -47,11 +50,12 @@ pub enum Command {
     Switchover(switchover::Args),
     Deny(deny::Args),
     Agent(agent::Args),
+    Callback(callback::Args),
 }
 
 /// Runs the subcommand; an error goes to stderr as one line with its causes.
 pub fn main(cli: Cli) -> ExitCode {
-    if !matches!(cli.command, Command::Run(_) | Command::Agent(_)) {
+    if !matches!(cli.command, Command::Run(_) | Command::Agent(_) | Command::Callback(_)) {
         end_quietly_on_closed_pipe();
     }
     let result = match cli.command {
@@ -59,6 +63,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Check(args) => check::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Status(args) => status::run(args),
+        Command::Cluster(args) => cluster::run(args),
         Command::Backends(args) => backends::run(args),
         Command::Sessions(args) => sessions::run(args),
         Command::Drain(args) => drain::run(args),
@@ -69,6 +74,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Switchover(args) => switchover::run(args),
         Command::Deny(args) => deny::run(args),
         Command::Agent(args) => agent::run(args),
+        Command::Callback(args) => callback::run(args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("pgsplice: {error:#}");

@@ -125,18 +125,20 @@ impl Follower {
     fn poll_due(&mut self) -> Instant {
         let now = Now::read();
         let proof = &self.config.proof;
-        let interval = if self.truth.disagrees(now) { proof.fast_interval } else { proof.interval };
+        let slow = if self.truth.disagrees(now) { proof.fast_interval } else { proof.interval };
+        let awaited = self.truth.awaited(now).map(str::to_owned);
+        let interval = |member: &str| if awaited.as_deref() == Some(member) { proof.fast_interval / 2 } else { slow };
         let mut before = std::mem::take(&mut self.polls);
         for (member, api_url) in self.truth.to_ask() {
             let poll = before.remove(member).filter(|poll| poll.api_url == api_url);
             let mut poll = poll.unwrap_or_else(|| Poll { api_url: api_url.into(), due: now.mono, running: false });
             // Going from slow to fast must not wait for the slow one.
-            poll.due = poll.due.min(now.mono + interval);
+            poll.due = poll.due.min(now.mono + interval(member));
             self.polls.insert(member.into(), poll);
         }
         for (member, poll) in self.polls.iter_mut().filter(|(_, poll)| !poll.running && poll.due <= now.mono) {
             poll.running = true;
-            poll.due = now.mono + interval;
+            poll.due = now.mono + interval(member);
             if self.prober.is_err() {
                 self.prober = Prober::new(proof, &self.config.scope).map_err(|error| error.to_string());
             }

@@ -77,6 +77,10 @@ pub struct Failover {
 pub struct TimelineEnd {
     pub timeline: u32,
     pub lsn: u64,
+    /// As PostgreSQL's history file has it.
+    pub reason: Option<String>,
+    /// When the new timeline began, as Patroni writes it.
+    pub at: Option<String>,
     /// Who was promoted then; older Patroni does not say.
     pub new_leader: Option<String>,
 }
@@ -232,6 +236,8 @@ fn history(value: &[u8]) -> Vec<TimelineEnd> {
             Some(TimelineEnd {
                 timeline: number(line.first()?)?.try_into().ok()?,
                 lsn: number(line.get(1)?)?,
+                reason: line.get(2).and_then(Value::as_str).map(Into::into),
+                at: line.get(3).and_then(Value::as_str).map(Into::into),
                 new_leader: line.get(4).and_then(Value::as_str).map(Into::into),
             })
         })

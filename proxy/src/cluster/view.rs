@@ -1,10 +1,12 @@
 //! An immutable snapshot of one cluster, published by `cluster::watch` through a `tokio::sync::watch` channel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::Switchover;
+use super::patroni::{Failover, TimelineEnd};
 
 /// What pgsplice holds true about a cluster at one moment, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,8 +31,33 @@ pub struct ClusterView {
     pub members: BTreeMap<String, Member>,
     /// The agents' registry, by bouncer name.
     pub bouncers: BTreeMap<String, Bouncer>,
+    /// For an operator's eyes; nothing is decided by it.
+    pub said: Arc<Said>,
+    /// What changed since this process began, oldest first, within bounds.
+    pub changes: Arc<VecDeque<Change>>,
     /// Members whose sessions in a primary pool must be cut, with the reason. See "Cut" in docs/cluster.md.
     pub cut: BTreeMap<String, String>,
+}
+
+/// What else stands in the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// Maintenance mode.
+    pub paused: bool,
+    pub standby_cluster: bool,
+    /// A switchover or manual failover, due or not.
+    pub failover: Option<Failover>,
+    /// The members of failsafe mode.
+    pub failsafe: Vec<String>,
+    /// The timelines that have ended, oldest first.
+    pub history: Vec<TimelineEnd>,
+}
+
+/// Something an operator would want to know the time of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    pub at: SystemTime,
+    pub what: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -233,6 +233,10 @@ pub struct Pool {
     pub connect_attempts: u32,
     /// Those of a cluster with these tags come first; the others serve while none of them does.
     pub prefer: BTreeMap<String, String>,
+    /// Over which sessions at a member that says itself that it is demoted are cut; zero: at once.
+    pub cut_spread: Duration,
+    /// How long a backend that is eligible again takes to come to its full weight and `max_sessions`; zero: at once.
+    pub slow_start: Duration,
 }
 
 impl Default for Pool {
@@ -248,6 +252,8 @@ impl Default for Pool {
             passive: Passive::default(),
             connect_attempts: 3,
             prefer: BTreeMap::new(),
+            cut_spread: Duration::from_secs(1),
+            slow_start: Duration::ZERO,
         }
     }
 }

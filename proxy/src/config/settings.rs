@@ -199,6 +199,8 @@ pub fn pool(pool: &Pool) -> Settings {
         passive: Passive { failures, retry_after },
         connect_attempts,
         prefer,
+        cut_spread,
+        slow_start,
     } = pool;
     let mut settings = source(pool_source);
     settings.extend(prefer.iter().map(|(tag, value)| (format!("prefer.{tag}"), text(value))));
@@ -208,6 +210,8 @@ pub fn pool(pool: &Pool) -> Settings {
             ("balance", text(balance_name(*balance))),
             ("max_sessions_per_backend", number(max_sessions_per_backend)),
             ("connect_attempts", number(connect_attempts)),
+            ("cut_spread", duration(*cut_spread)),
+            ("slow_start", duration(*slow_start)),
         ],
     ));
     settings.extend(section("queue.", [("size", number(size)), ("timeout", duration(*queue_timeout))]));

@@ -3,13 +3,14 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::{Backend, Pool, eligibility};
-use crate::cluster::ClusterView;
+use super::pace::{Paces, Ramps};
+use super::{Backend, Pool, balance, eligibility};
+use crate::cluster::{ClusterView, Proof};
 use crate::config::{BackendConfig, BackendSource, Role};
 use crate::health::Prober;
 use crate::proxy::Proxy;
@@ -18,6 +19,8 @@ use crate::session::Termination;
 /// How often sessions that must be cut are looked for while there may be any. A session that had picked its backend
 /// just before the view changed is found by the next look.
 const CUT_AGAIN: Duration = Duration::from_millis(100);
+/// Between two steps of a slow start.
+const RAMP_AGAIN: Duration = Duration::from_millis(250);
 
 /// Directs its pool until it is dropped; the pool keeps its last lists then.
 #[derive(Debug)]
@@ -54,15 +57,17 @@ async fn direct(
 ) {
     let prober = Prober::start(pool.clone());
     let mut known = None;
+    let (mut paces, mut ramps) = (Paces::default(), Ramps::default());
     loop {
         let now = view.as_mut().map(|view| view.borrow_and_update().clone());
-        renew(&pool, &resolved, now.as_deref(), &prober, &mut known);
+        let ramping = renew(&pool, &resolved, now.as_deref(), &prober, &mut known, &mut ramps);
         loop {
-            let cutting = now.as_deref().is_some_and(|view| cut(&pool, view, &proxy));
+            let cutting = now.as_deref().is_some_and(|view| cut(&pool, view, &proxy, &mut paces));
             tokio::select! {
                 () = pool.touched() => break,
                 () = changed(&mut view) => break,
                 () = tokio::time::sleep(CUT_AGAIN), if cutting => {}
+                () = tokio::time::sleep(RAMP_AGAIN), if ramping => break,
             }
         }
     }
@@ -85,7 +90,8 @@ fn renew(
     view: Option<&ClusterView>,
     prober: &Prober,
     known: &mut Option<String>,
-) {
+    ramps: &mut Ramps,
+) -> bool {
     let config = pool.config.load_full();
     let members = eligibility::members(&config, resolved, view);
     let before = pool.backends.load_full();
@@ -106,7 +112,11 @@ fn renew(
     departed.extend(before.iter().cloned());
     departed.retain(|one| one.sessions() > 0 && !backends.iter().any(|other| Arc::ptr_eq(one, other)));
     drop(departed);
-    let candidates = eligibility::candidates(&config, &members, &backends, view);
+    let mut candidates = eligibility::candidates(&config, &members, &backends, view);
+    let ramping = ramps.apply(&mut candidates, config.slow_start, Instant::now());
+    if ramping {
+        candidates.table = balance::table(config.balance, &candidates.list);
+    }
     pool.members.store(Arc::new(members));
     pool.backends.store(Arc::new(backends));
     prober.sync();
@@ -123,10 +133,11 @@ fn renew(
         *known = Some(summary);
     }
     pool.queue.wake_all();
+    ramping
 }
 
 /// Cuts what the view wants cut. Whether there may be more to come.
-fn cut(pool: &Pool, view: &ClusterView, proxy: &Weak<Proxy>) -> bool {
+fn cut(pool: &Pool, view: &ClusterView, proxy: &Weak<Proxy>, paces: &mut Paces) -> bool {
     let config = pool.config.load();
     match &config.source {
         BackendSource::NodeLocal { rule, .. } if rule.role == Role::Primary => {}
@@ -136,12 +147,21 @@ fn cut(pool: &Pool, view: &ClusterView, proxy: &Weak<Proxy>) -> bool {
     let backends = pool.backends.load();
     let departed = pool.departed.lock().clone();
     let mut any = false;
+    paces.forget(|address| {
+        backends.iter().chain(&departed).any(|one| one.address == *address && view.cut.contains_key(&one.name))
+    });
     for backend in backends.iter().chain(&departed).filter(|one| one.sessions() > 0) {
         // A node-local backend has the name of its member.
         let Some(why) = view.cut.get(&backend.name) else { continue };
         any = true;
         let Some(proxy) = proxy.upgrade() else { return false };
-        let cut = proxy.cut_at(backend, Termination::Demoted);
+        // A node that says itself that it takes no writes does no harm: its clients need not all come at once to the
+        // next one. One that was deposed and may still write is left at once.
+        let denies =
+            view.members.get(&backend.name).is_some_and(|member| matches!(member.proof, Proof::NotPrimary { .. }));
+        let spread = if denies { config.cut_spread } else { Duration::ZERO };
+        let due = paces.due(backend.address, backend.sessions() as usize, spread, Instant::now());
+        let cut = if due == 0 { 0 } else { proxy.cut_at(backend, due, Termination::Demoted) };
         if cut > 0 {
             tracing::warn!(pool = pool.name, backend = backend.name, sessions = cut, "cut: {why}");
         }

@@ -7,6 +7,7 @@ pub mod backend;
 pub mod balance;
 pub mod director;
 pub mod eligibility;
+mod pace;
 pub mod queue;
 
 use std::net::{IpAddr, SocketAddr};

@@ -63,6 +63,14 @@ impl World {
 
     /// `more` keys of `[pgbouncer]`, and of its cluster.
     fn agent_that(&self, more: &str, of_cluster: &str) -> Agent {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(agent::run(self.config(more, of_cluster), async {
+            let _ = stopped.await;
+        }));
+        Agent { stop, task }
+    }
+
+    fn config(&self, more: &str, of_cluster: &str) -> AgentConfig {
         let toml = format!(
             r#"
             name = "pb1"
@@ -89,12 +97,7 @@ impl World {
             file = self.bouncer.databases_file().display(),
             etcd = self.etcd.endpoint(0),
         );
-        let (config, _) = AgentConfig::from_str_named(&toml, "agent.toml").unwrap();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(agent::run(config, async {
-            let _ = stopped.await;
-        }));
-        Agent { stop, task }
+        AgentConfig::from_str_named(&toml, "agent.toml").unwrap().0
     }
 
     fn agent(&self) -> Agent {

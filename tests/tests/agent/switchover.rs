@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use pgsplice::agent;
 use pgsplice::cluster::BouncerState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -207,4 +208,19 @@ async fn a_failover_ends_what_is_under_way_at_the_old_primary() {
     });
     assert!(!old);
     agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_callback_repoints_once_and_registers_nothing() {
+    let mut world = World::new().await;
+    let soon = Duration::from_secs(10);
+    assert_eq!(agent::once(world.config("", ""), soon).await.unwrap(), "pg1");
+    assert_eq!(world.bouncer.host_of("app").await, "127.1.0.1");
+    world.fail_over(2).await;
+    assert_eq!(agent::once(world.config("", ""), soon).await.unwrap(), "pg2");
+    assert_eq!(world.bouncer.host_of("app").await, "127.1.0.2");
+    assert_eq!(world.registered().await, None);
+    world.members[1].is_replica();
+    let why = agent::once(world.config("", ""), Duration::from_millis(500)).await.unwrap_err();
+    assert_eq!(why, "no primary was open within 500ms");
 }

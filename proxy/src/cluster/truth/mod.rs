@@ -3,6 +3,7 @@
 //! It does no I/O and reads no clock. [`Truth::take`] takes one input and returns a new view if something changed;
 //! `docs/cluster.md` states the rules in prose.
 
+mod changes;
 mod view;
 mod wal_clock;
 
@@ -210,6 +211,16 @@ impl Truth {
                 self.open.as_ref().is_none_or(|open| open.member != *name)
                     || self.words.keys().any(|other| other != name && self.standing_proof(other, now).is_some())
             }
+        }
+    }
+
+    /// The member everybody waits for: the key names it, and it has not proved itself yet. None once that takes long.
+    pub fn awaited(&self, now: Now) -> Option<&str> {
+        match &self.named {
+            Named::Member { name, .. } if self.open.as_ref().is_none_or(|open| open.member != *name) => {
+                self.disagrees(now).then_some(name)
+            }
+            _ => None,
         }
     }
 

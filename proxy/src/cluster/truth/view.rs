@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::{HostPort, Named, Now, Truth};
+use super::{HostPort, Named, Now, Truth, changes};
 use crate::cluster::patroni::MemberKey;
-use crate::cluster::{ClusterView, Member, Proof, StoreHealth, Switchover, SyncStandbys};
+use crate::cluster::{ClusterView, Member, Proof, Said, StoreHealth, Switchover, SyncStandbys};
 
 impl Truth {
     pub(super) fn publish(
@@ -27,6 +27,8 @@ impl Truth {
             closed_because,
             switchover,
             sync: self.sync(),
+            said: Arc::new(self.said()),
+            changes: old.changes.clone(),
             members: self.keys.members.iter().map(|(name, key)| (name.clone(), self.member(name, key))).collect(),
             bouncers: self.bouncers.clone(),
             cut: self.cuts(),
@@ -34,6 +36,7 @@ impl Truth {
         if old.generation > 0 && without_times(&view) == without_times(old) {
             return None;
         }
+        let view = ClusterView { changes: changes::added(old, &view, now.wall), ..view };
         let moved = old.leader_key != view.leader_key
             || old.primary != view.primary
             || std::mem::discriminant(&old.store) != std::mem::discriminant(&view.store);
@@ -42,6 +45,17 @@ impl Truth {
         }
         self.published = Arc::new(view);
         Some(self.published.clone())
+    }
+
+    fn said(&self) -> Said {
+        let keys = &self.keys;
+        Said {
+            paused: keys.config.pause,
+            standby_cluster: keys.config.standby_cluster,
+            failover: keys.failover.clone(),
+            failsafe: keys.failsafe.keys().cloned().collect(),
+            history: keys.history.clone(),
+        }
     }
 
     /// Standbys that another leader named are none of this one's.

@@ -22,6 +22,8 @@ pub(super) fn pool(mut section: Section<'_, '_>, folder: &Path) -> Pool {
         ("first", Balance::First),
     ];
     let mut pool = Pool { source: source(&mut section), ..Pool::default() };
+    section.set("cut_spread", values::duration_or_zero("all at once"), &mut pool.cut_spread);
+    section.set("slow_start", values::duration_or_zero("none"), &mut pool.slow_start);
     pool.prefer = section.tags("prefer").into_iter().flatten().collect();
     section.set("balance", values::one_of(BALANCES), &mut pool.balance);
     section.set("max_sessions_per_backend", values::count(0..=u32::MAX), &mut pool.max_sessions_per_backend);

@@ -33,6 +33,8 @@ const FULL: [&str; 6] = [
         balance = "two-choices"
         max_sessions_per_backend = 500
         connect_attempts = 5
+        cut_spread = "2s"
+        slow_start = "20s"
         [[pool.p.backend]]
         address = "bouncer1.example:6432"
         name = "bouncer1"
@@ -121,6 +123,8 @@ const FULL: [&str; 6] = [
         role = "replica"
         max_lag = "16MiB"
         max_lag_time = "10s"
+        cut_spread = "2s"
+        slow_start = "20s"
         prefer = { zone = "3" }
         fallback_to_primary = true
         tags = { region = "eu", zone = "3", fast = "true" }

@@ -174,6 +174,8 @@ pool.p.role = "replica""#, r#"pgsplice.toml:1: pool.p.fallback_to_primary: 1 is 
     (CLUSTER, r#"pool.p.max_lag_time = "2s""#, r#"pgsplice.toml:1: pool.p.max_lag_time: a leader has no lag; expected role = "replica", "sync", "async", "quorum" or "any" beside it"#),
     (CLUSTER, r#"pool.p.max_lag_time = 2
 pool.p.role = "replica""#, r#"pgsplice.toml:1: pool.p.max_lag_time: 2 has no unit; expected a duration above zero, such as 2s, 500ms or 1h30m"#),
+    (CLUSTER, r#"pool.p.cut_spread = 1"#, r#"pgsplice.toml:1: pool.p.cut_spread: 1 has no unit; expected a duration such as 2s, 500ms or 1h30m, or 0 for all at once"#),
+    (CLUSTER, r#"pool.p.slow_start = "x""#, r#"pgsplice.toml:1: pool.p.slow_start: "x" is not a duration; expected a duration such as 2s, 500ms or 1h30m, or 0 for none"#),
     (CLUSTER, r#"pool.p.prefer = "a""#, r#"pgsplice.toml:1: pool.p.prefer: "a" is text; expected a table of tags such as { region = "eu" }"#),
     (CLUSTER, r#"pool.p.fallback_to_primary = true"#, r#"pgsplice.toml:1: pool.p.fallback_to_primary: the role is not that of replicas; expected role = "replica", "sync", "async" or "quorum" beside it"#),
     (CLUSTER, r#"pool.p.tags = ["a"]"#, r#"pgsplice.toml:1: pool.p.tags: this is a list; expected a table of tags such as { region = "eu" }"#),
@@ -273,8 +275,8 @@ splice.mode = "xdp""#, r#"pgsplice.toml:1: listener.l.splice: "tc" never runs wi
     (STATIC, r#"pool.p.queue = 5"#, r#"pgsplice.toml:1: pool.p.queue: 5 is a number; expected a section [pool.p.queue]"#),
     (STATIC, r#""a b" = 5"#, r#"pgsplice.toml:1: "a b": unknown key; expected one of admin, cluster, guard, listener, log, pool, proxy, splice"#),
     (STATIC, r#"pool."a b".balance = "first""#, r#"pgsplice.toml:1: pool."a b": "a b" is not a name; expected up to 63 letters, digits, dashes and underscores"#),
-    (STATIC, r#"pool.p.timeout = "3s""#, r#"pgsplice.toml:1: pool.p.timeout: unknown key (did you mean "timeouts"?); expected one of address, backend, balance, cluster, connect_attempts, fallback_to_primary, max_lag, max_lag_time, max_sessions_per_backend, passive, prefer, probe, queue, role, route, tags, tcp, timeouts"#),
-    (STATIC, r#"pool.p.idle = "3s""#, r#"pgsplice.toml:1: pool.p.idle: unknown key here (it belongs in [pool.NAME.timeouts]); expected one of address, backend, balance, cluster, connect_attempts, fallback_to_primary, max_lag, max_lag_time, max_sessions_per_backend, passive, prefer, probe, queue, role, route, tags, tcp, timeouts"#),
+    (STATIC, r#"pool.p.timeout = "3s""#, r#"pgsplice.toml:1: pool.p.timeout: unknown key (did you mean "timeouts"?); expected one of address, backend, balance, cluster, connect_attempts, cut_spread, fallback_to_primary, max_lag, max_lag_time, max_sessions_per_backend, passive, prefer, probe, queue, role, route, slow_start, tags, tcp, timeouts"#),
+    (STATIC, r#"pool.p.idle = "3s""#, r#"pgsplice.toml:1: pool.p.idle: unknown key here (it belongs in [pool.NAME.timeouts]); expected one of address, backend, balance, cluster, connect_attempts, cut_spread, fallback_to_primary, max_lag, max_lag_time, max_sessions_per_backend, passive, prefer, probe, queue, role, route, slow_start, tags, tcp, timeouts"#),
     (STATIC, r#"pool.p.queue.max = 1"#, r#"pgsplice.toml:1: pool.p.queue.max: unknown key; expected one of size, timeout"#),
     (STATIC, r#"listener.l.max-sessions = 5"#, r#"pgsplice.toml:1: listener.l.max-sessions: unknown key (did you mean "max_sessions"?); expected one of backlog, bind, max_sessions, max_startup_size, pool, splice, splice_after, startup_timeout, tcp"#),
 ];
