@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use pgsplice::cluster::BouncerState;
+use pgsplice::cluster::store::Registration;
+use pgsplice::cluster::{self, BouncerState, announce};
 use pgsplice_tests::stores::{Server, Wire};
 use tokio::sync::watch;
 
-use super::{ENTRY, ENTRY_KEY, LEADER, away, connected, follow, led_by, register, until, why};
+use super::{ENTRY, ENTRY_KEY, LEADER, away, cluster_config, connected, follow, led_by, register, until, why};
 
 /// One test for each scenario, over one store.
 macro_rules! over {
@@ -30,6 +31,7 @@ macro_rules! over {
             a_server_that_forgot_is_not_believed
             broken_and_huge_values_are_empty_members
             a_bouncer_is_registered_updated_and_taken_out
+            an_announced_switchover_is_seen_until_it_is_taken_back
             a_dead_agent_is_taken_out_when_its_session_expires
             a_registration_comes_back_after_its_session_and_after_the_server
             an_entry_that_a_dead_agent_left_is_taken_over
@@ -222,6 +224,26 @@ pub async fn a_bouncer_is_registered_updated_and_taken_out<S: Server>() {
     let (_, took) = until(&handle, "taken out", |view| view.bouncers.is_empty()).await;
     assert!(took < Duration::from_millis(500), "{took:?}");
     agent.await.unwrap();
+}
+
+pub async fn an_announced_switchover_is_seen_until_it_is_taken_back<S: Server>() {
+    let mut server = S::start().await;
+    let handle = follow(server.config());
+    server.put(LEADER, b"pg1").await;
+    let (value, receiver) = watch::channel(br#"{"id":"1","leader":"pg1","candidate":"pg2"}"#.to_vec());
+    let entry = Registration {
+        key: format!("/pgsplice/lab/bouncers/{}", announce::ENTRY),
+        value: receiver,
+        ttl: Duration::from_secs(10),
+    };
+    let announcing = tokio::spawn(cluster::store::register(&cluster_config(server.config()), entry));
+    let (view, _) = until(&handle, "announced", |view| view.switchover.is_some()).await;
+    assert_eq!(view.switchover.as_ref().unwrap().to_string(), "a switchover from pg1 to pg2");
+    assert!(view.bouncers.is_empty());
+    drop(value);
+    let (_, took) = until(&handle, "taken back", |view| view.switchover.is_none()).await;
+    assert!(took < Duration::from_millis(500), "{took:?}");
+    announcing.await.unwrap();
 }
 
 pub async fn a_dead_agent_is_taken_out_when_its_session_expires<S: Server>() {
