@@ -49,13 +49,18 @@ struct Psql {
 
 impl Psql {
     fn connect(lab: &Lab, port: u16) -> Self {
+        let mut psql = Self::start(lab, port);
+        assert_eq!(psql.ask("SELECT 'connected'").as_deref(), Some("connected"));
+        psql
+    }
+
+    /// Connected or not.
+    fn start(lab: &Lab, port: u16) -> Self {
         let conninfo = lab.conninfo(lab.proxy(), port);
         let mut command = lab.client().command(["psql", "-XAtq", &conninfo]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        let mut psql = Self { child, stdin, stdout };
-        assert_eq!(psql.ask("SELECT 'connected'").as_deref(), Some("connected"));
-        psql
+        Self { child, stdin, stdout }
     }
 
     /// The first line of the answer; `None` when the statement failed or the session is gone.
@@ -254,4 +259,51 @@ fn a_dead_bouncer_and_a_dead_agent_get_no_new_session() {
     until("the lease to run out", SOON, || candidates(&lab) == all(&["bouncer1", "bouncer3"])).unwrap();
     agent.restart().unwrap();
     until("it to register again", SOON, || candidates(&lab).len() == 3).unwrap();
+}
+
+#[test]
+fn a_primary_whose_patroni_died_takes_no_row_after_the_next_one_is_open() {
+    let lab = lab("two");
+    let old = wait_open(&lab, SOON, |_| true);
+    let ledger = "CREATE TABLE ledger (way int, timeline int, at timestamptz DEFAULT clock_timestamp())";
+    lab.sql(lab.proxy(), FLEET_PORT, ledger).unwrap();
+    let insert = |way: u16| {
+        let timeline = "('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int";
+        format!("INSERT INTO ledger (way, timeline) VALUES ({way}, {timeline}) RETURNING timeline")
+    };
+    let over = std::sync::atomic::AtomicBool::new(false);
+    // A session for each way that writes as fast as it can, and comes again when it is cut.
+    let write = |way: u16| {
+        let mut session = None;
+        while !over.load(std::sync::atomic::Ordering::Relaxed) {
+            let psql = session.get_or_insert_with(|| Psql::start(&lab, way));
+            if psql.ask(&insert(way)).is_none() {
+                session = None;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    let new = std::thread::scope(|scope| {
+        let writers = [FLEET_PORT, FLEET_PORT, NODE_LOCAL_PORT].map(|way| scope.spawn(move || write(way)));
+        std::thread::sleep(Duration::from_secs(2));
+        lab.host(&old).service("patroni").unwrap().kill(libc::SIGKILL).unwrap();
+        let new = wait_open(&lab, FAILOVER, |name| name != old);
+        std::thread::sleep(Duration::from_secs(3));
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        new
+    });
+    assert_eq!(lab.superuser_sql(lab.host(&old), "SELECT pg_is_in_recovery()").unwrap(), "f", "two are writable");
+    let of = |host: &str, sql: &str| {
+        let said = lab.host(host).output_as("postgres", ["psql", "-XAtq", "-d", "app", "-c", sql]).unwrap();
+        said.trim().to_owned()
+    };
+    let first = of(&new, "SELECT min(at) FROM ledger WHERE timeline = (SELECT max(timeline) FROM ledger)");
+    let rows = of(&old, "SELECT count(*), max(at) FROM ledger");
+    let late = of(&old, &format!("SELECT count(*) FROM ledger WHERE at >= '{first}'"));
+    println!("old primary: {rows} (count|last); the new one's first row {first}; later rows at the old one: {late}");
+    assert_eq!(late, "0");
+    let ways = of(&new, &format!("SELECT count(DISTINCT way) FROM ledger WHERE at >= '{first}'"));
+    assert_eq!(ways, "2", "both ways lead to the new one");
 }

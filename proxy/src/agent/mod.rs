@@ -44,14 +44,23 @@ struct Agent {
     wanted: Option<Instant>,
     /// PgBouncer is paused, or about to be.
     hold: Option<Hold>,
-    /// The announcement that was waited for in vain.
-    spent: Option<Switchover>,
+    /// What was waited for in vain.
+    spent: Option<Cause>,
     /// How long a client waited at most in the last pause.
     waited: Option<Duration>,
     old_primaries: OldPrimaries,
     /// Connections to old primaries are looked for until then.
     sweep_until: Option<Instant>,
     registry: Option<Registry>,
+}
+
+/// Why clients shall wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Cause {
+    /// The primary is about to leave.
+    Announced(Switchover),
+    /// The leader key names this member, which is not open yet. The old primary may go on taking writes.
+    Deposed { by: String },
 }
 
 /// The entry in the store, once there is something to register.
@@ -134,7 +143,7 @@ impl Agent {
                 tokio::select! {
                     biased;
                     _ = views.wait_for(|now| now.generation != view.generation) => {}
-                    held = self.hold_back() => self.report_hold(held),
+                    held = self.hold_back(&view) => self.report_hold(held),
                 }
                 continue;
             }
@@ -152,9 +161,6 @@ impl Agent {
     /// Takes the open primary as the target. Without one the last stays.
     fn aim(&mut self, view: &ClusterView) {
         self.old_primaries.saw(view.members.values().filter_map(|member| member.conn_addr));
-        if self.spent != view.switchover {
-            self.spent = None;
-        }
         let Some(target) = target(view) else { return };
         if self.target.as_ref() != Some(&target) {
             tracing::info!(
@@ -168,19 +174,29 @@ impl Agent {
         }
     }
 
-    /// Whether clients shall wait: from the announcement of a switchover until a primary is open, and never longer
-    /// than `switchover_hold`.
+    /// Why nothing may go to where the databases point.
+    fn cause(&self, view: &ClusterView) -> Option<Cause> {
+        let leader = &self.target.as_ref()?.leader;
+        if let Some(by) = view.leader_key.as_ref().filter(|by| *by != leader && view.cut.contains_key(leader)) {
+            return Some(Cause::Deposed { by: by.clone() });
+        }
+        view.switchover.clone().filter(|announced| announced.from == *leader).map(Cause::Announced)
+    }
+
+    /// Whether clients shall wait: from the announcement of a switchover, or from the moment the primary is deposed,
+    /// until one is open, and never longer than `switchover_hold`.
     fn must_hold(&mut self, view: &ClusterView) -> bool {
-        match (&self.hold, &view.switchover) {
+        let cause = self.cause(view);
+        if self.spent != cause {
+            self.spent = None;
+        }
+        match (&self.hold, cause) {
             (None, None) => false,
-            (None, Some(announced)) => {
-                self.spent.as_ref() != Some(announced)
-                    && self.target.as_ref().is_some_and(|target| target.leader == announced.from)
-            }
-            (Some(hold), announced) if hold.since.elapsed() >= self.config.cluster.switchover_hold => {
+            (None, Some(cause)) => self.spent.as_ref() != Some(&cause),
+            (Some(hold), cause) if hold.since.elapsed() >= self.config.cluster.switchover_hold => {
                 let limit = self.config.cluster.switchover_hold;
-                tracing::warn!(?limit, "the switchover did not come within its time: resuming");
-                self.spent = announced.clone();
+                tracing::warn!(?limit, "no primary was open within the time to wait for it: resuming");
+                self.spent = cause;
                 false
             }
             (Some(_), Some(_)) => true,
@@ -189,12 +205,14 @@ impl Agent {
         }
     }
 
-    /// Pauses what leads to the primary. True once no transaction is under way any more.
-    async fn hold_back(&mut self) -> Result<bool, String> {
+    /// Pauses what leads to the primary. True once no transaction is under way any more: they are waited for while it
+    /// leads, and ended once it does not.
+    async fn hold_back(&mut self, view: &ClusterView) -> Result<bool, String> {
+        let is_deposed = matches!(self.cause(view), Some(Cause::Deposed { .. }));
         let running = self.console.databases().await.map_err(|error| error.to_string())?;
         let pgbouncer = &self.config.pgbouncer;
         let hold = self.hold.get_or_insert_with(|| {
-            tracing::info!("a switchover is announced: pausing");
+            tracing::info!(deposed = is_deposed, "the primary changes: pausing");
             Hold::begin(&pgbouncer.databases_file)
         });
         let limit = self.config.cluster.switchover_hold;
@@ -203,6 +221,12 @@ impl Agent {
             let more = running.iter().filter(|one| one.halted.is_none() && self.file.owns(one, target));
             let more = more.map(|one| one.name.clone()).collect();
             hold.pause(more, || Console::patient(pgbouncer, limit)).map_err(|error| error.to_string())?;
+        }
+        if is_deposed {
+            let ended = servers::end(&mut self.console, hold.databases()).await.map_err(|error| error.to_string())?;
+            if ended > 0 {
+                tracing::warn!(ended, "connections to a deposed primary were ended");
+            }
         }
         match tokio::time::timeout(pgbouncer.check_interval, hold.quiet(&mut self.console)).await {
             Ok(quiet) => quiet.map(|()| true),

@@ -80,6 +80,19 @@ impl OldPrimaries {
     }
 }
 
+/// Ends every connection of these databases. How many; what the kernel does not let us end is in the log.
+pub(super) async fn end(console: &mut Console, databases: &BTreeSet<String>) -> Result<usize, ConsoleError> {
+    let servers = console.servers().await?;
+    let mut ended = 0;
+    for server in servers.iter().filter(|server| databases.contains(&server.database)) {
+        match destroy(server.local, server.remote) {
+            Ok(()) => ended += 1,
+            Err(error) => tracing::warn!(%error, to = %server.remote, "a connection to a deposed primary goes on"),
+        }
+    }
+    Ok(ended)
+}
+
 /// Ends a TCP connection of this network namespace as if its peer had reset it. Needs CAP_NET_ADMIN and a kernel with
 /// CONFIG_INET_DIAG_DESTROY. One that is gone already is as good.
 fn destroy(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {

@@ -224,3 +224,24 @@ async fn a_callback_repoints_once_and_registers_nothing() {
     let why = agent::once(world.config("", ""), Duration::from_millis(500)).await.unwrap_err();
     assert_eq!(why, "no primary was open within 500ms");
 }
+
+/// The key moves before the next primary is open, and the old one, whose Patroni died, goes on taking writes.
+#[tokio::test]
+async fn a_deposed_primary_gets_nothing_more_although_the_next_is_not_open_yet() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    world.until_ready_on("pg1").await;
+    let (busy, idle) = (world.bouncer.client().await, world.bouncer.client().await);
+    busy.simple_query("BEGIN").await.unwrap();
+    assert_eq!(ask(&idle).await.unwrap(), "pg1");
+    world.store.put("/service/lab/leader", "pg2", None).await.unwrap();
+    world.until_state(BouncerState::Paused).await;
+    ask(&busy).await.unwrap_err();
+    let waiting = tokio::spawn(async move { ask(&idle).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!waiting.is_finished(), "it waits for the next primary");
+    world.members[1].is_primary(2);
+    world.until_ready_on("pg2").await;
+    assert_eq!(waiting.await.unwrap().unwrap(), "pg2");
+    agent.stop().await;
+}
