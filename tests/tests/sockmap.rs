@@ -131,14 +131,21 @@ fn the_road_is_there_after_a_reload_and_waits_for_its_turn() {
 }
 
 #[test]
-fn without_the_capability_sessions_are_relayed_and_say_so() {
+fn without_a_capability_sessions_are_relayed_and_say_so() {
     /// linux/capability.h
-    const CAP_SYS_ADMIN: libc::c_ulong = 21;
+    const CAP_PERFMON: libc::c_ulong = 38;
     const CAP_BPF: libc::c_ulong = 39;
+    is_relayed_without(CAP_BPF, "CAP_BPF");
+    is_relayed_without(CAP_PERFMON, "CAP_PERFMON");
+}
+
+fn is_relayed_without(capability: libc::c_ulong, name: &str) {
+    /// linux/capability.h: as good as both.
+    const CAP_SYS_ADMIN: libc::c_ulong = 21;
     let backend = Backend::logged_in(echo);
     let proxy = Proxy::spawn_as(&sockmap(&backend, "", ""), |mut command| {
-        let drop_them = || {
-            for capability in [CAP_SYS_ADMIN, CAP_BPF] {
+        let drop_them = move || {
+            for capability in [CAP_SYS_ADMIN, capability] {
                 // SAFETY: plain system call, as what runs between fork and exec must be.
                 if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
                     return Err(std::io::Error::last_os_error());
@@ -159,7 +166,7 @@ fn without_the_capability_sessions_are_relayed_and_say_so() {
     proxy.wait_ended("client-closed", 1);
     assert_eq!((field(&proxy, "road"), field(&proxy, "road_why")), ("relay".into(), "unavailable".into()));
     assert_eq!(proxy.metric("pgsplice_handoffs_refused_total"), 1.0);
-    assert!(proxy.log().contains("CAP_BPF"), "{}", proxy.log());
+    assert!(proxy.log().contains(name), "{}", proxy.log());
 }
 
 #[test]

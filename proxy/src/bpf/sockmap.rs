@@ -33,8 +33,9 @@ pub enum SockmapError {
     Types(#[from] BtfError),
     #[error("cannot make the sockmap road's maps: {0}")]
     Maps(#[source] EbpfError),
-    #[error("the kernel's verifier refuses the sockmap road's program: {0}")]
-    Refused(#[source] ProgramError),
+    /// With the verifier's last word, if it said any.
+    #[error("the kernel refuses the sockmap road's program, as it does without CAP_PERFMON: {0}")]
+    Refused(String),
     #[error("no verdict without a parser on this kernel ({0}): the sockmap road needs Linux 5.13 or later")]
     NoVerdict(io::Error),
     #[error("cannot map the sockmap road's ledger: {0}")]
@@ -232,7 +233,12 @@ fn refused(error: ProgramError) -> SockmapError {
         ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
             SockmapError::NotPermitted(io_error)
         }
-        error => SockmapError::Refused(error),
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let last = log.lines().rfind(|line| !line.is_empty() && !line.starts_with("processed "));
+            SockmapError::Refused(last.map_or_else(|| io_error.to_string(), str::to_owned))
+        }
+        error => SockmapError::Refused(error.to_string()),
     }
 }
 
