@@ -1,7 +1,7 @@
 //! Everything of ours in the kernel: the loaded programs, their maps and pins, and the interfaces they are on. One for
 //! the guard and the splice, for an interface has room for one XDP program.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ pub struct Kernel {
     pins: Pins,
     inner: Mutex<Inner>,
     splice: Arc<SpliceMaps>,
+    drop_all: OwnedFd,
     /// No process before us left a program.
     fresh: bool,
 }
@@ -58,12 +59,13 @@ impl Kernel {
         }
         let loaded = Object::load(&pins, sessions).and_then(|(mut object, maps)| {
             let splice = object.splice_maps(&pins)?;
-            Ok((object, maps, splice))
+            let drop_all = sys::load_drop_all().map_err(LoadError::Splice)?;
+            Ok((object, maps, splice, drop_all))
         });
         match loaded {
-            Ok((object, maps, splice)) => {
+            Ok((object, maps, splice, drop_all)) => {
                 let inner = Mutex::new(Inner { object, interfaces: Interfaces::default() });
-                Ok((Arc::new(Self { pins, inner, splice: Arc::new(splice), fresh }), maps))
+                Ok((Arc::new(Self { pins, inner, splice: Arc::new(splice), drop_all, fresh }), maps))
             }
             Err(error) => {
                 // Only where nothing is pinned yet: a deny list that cannot be read is still somebody's.
@@ -77,6 +79,11 @@ impl Kernel {
 
     pub fn splice(&self) -> &Arc<SpliceMaps> {
         &self.splice
+    }
+
+    /// A filter for sockets that are to receive nothing more.
+    pub fn drop_all(&self) -> BorrowedFd<'_> {
+        self.drop_all.as_fd()
     }
 
     pub fn pins(&self) -> &Pins {

@@ -27,3 +27,6 @@ pub use object::{LoadError, OBJECT, Object};
 pub use pins::{Hook, PinError, Pins, is_bpffs, link_name};
 pub use sockmap::{Joints, SockmapError};
 pub use splice::{Events, SpliceMaps};
+
+#[cfg(test)]
+pub(crate) use sys::load_drop_all;

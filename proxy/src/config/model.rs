@@ -524,7 +524,7 @@ impl Default for Listener {
             tcp: Tcp::default(),
             backlog: 4096,
             splice: SpliceRoad::Auto,
-            splice_after: SpliceAfter::Turns(0),
+            splice_after: SpliceAfter::Time(Duration::from_millis(100)),
         }
     }
 }

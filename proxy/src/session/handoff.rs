@@ -4,7 +4,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::connect::Reached;
 use super::handshake::{Ready, Stream};
@@ -18,8 +18,9 @@ use crate::splice::sockets::TcpInfo;
 use crate::splice::sockmap::{self, Sockmap};
 use crate::splice::{Road, Splice, Why, table};
 
-/// Attempts of one session before it stays in user space.
+/// Attempts that a session gets one after the other; it is tried again after [`PAUSE`] each time then.
 const TRIES: u32 = 16;
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// What a session's task ends with.
 pub(crate) enum Life {
@@ -79,8 +80,10 @@ pub(crate) async fn run(session: &Session, client: &Leg, reached: Reached, ready
             session.worker.proxy.hand_offs.count_stay(stays);
             session.record.update(|details| details.why = Some(stays));
             due.tries += 1;
-            if !stays.may_pass() || due.tries >= TRIES {
+            if !stays.may_pass() {
                 prospect = None;
+            } else if due.tries >= TRIES {
+                due.not_before = Instant::now() + PAUSE;
             }
         }
         let turn = prospect.as_mut().map(|prospect| prospect.turn(stream, client));

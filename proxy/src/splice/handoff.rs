@@ -196,8 +196,8 @@ impl Splice {
                 _ => Stay::Error(error),
             })?;
         }
-        sockets::deafen(legs.client)?;
-        sockets::deafen(legs.backend)?;
+        sockets::deafen(legs.client, self.kernel.drop_all())?;
+        sockets::deafen(legs.backend, self.kernel.drop_all())?;
         Ok(holding)
     }
 }

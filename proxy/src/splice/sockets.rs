@@ -142,12 +142,12 @@ pub fn pending_error(socket: BorrowedFd<'_>) -> io::Result<Option<io::Error>> {
 }
 
 /// From now on every packet for this socket is dropped before TCP sees it. Those that wait in a backlog (RPS, GRO) have
-/// passed the program but not this.
-pub fn deafen(socket: BorrowedFd<'_>) -> io::Result<()> {
-    let mut drop_all = [libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 }];
-    let program = libc::sock_fprog { len: 1, filter: drop_all.as_mut_ptr() };
-    // SAFETY: the program and its one instruction live through the call.
-    unsafe { set_raw(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program) }
+/// passed the program but not this. `drop_all`: [`Kernel::drop_all`].
+///
+/// [`Kernel::drop_all`]: crate::bpf::Kernel::drop_all
+pub fn deafen(socket: BorrowedFd<'_>, drop_all: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the option takes an int, the program's descriptor.
+    unsafe { set_raw(socket, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, &drop_all.as_raw_fd()) }
 }
 
 /// Takes [`deafen`] back.
@@ -242,8 +242,10 @@ mod tests {
 
     #[test]
     fn a_deaf_socket_acknowledges_nothing_until_it_hears_again() {
+        as_root();
         let (near, far) = pair();
-        deafen(far.as_fd()).unwrap();
+        let drop_all = crate::bpf::load_drop_all().unwrap();
+        deafen(far.as_fd(), drop_all.as_fd()).unwrap();
         (&near).write_all(b"hello").unwrap();
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!(unread(far.as_fd()).unwrap(), 0);

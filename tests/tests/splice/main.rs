@@ -362,6 +362,10 @@ fn a_hand_off_can_wait_for_replies_or_for_time() {
     client.echo(10).unwrap();
     rig.wait_spliced(1);
     client.echo(10).unwrap();
+    // One that asks nothing goes as well.
+    let mut quiet = rig.client();
+    rig.wait_spliced(2);
+    quiet.echo(10).unwrap();
 }
 
 #[test]

@@ -80,9 +80,10 @@ impl Setting {
         let at: SocketAddr = if self.v6 { (host.v6(), 6432).into() } else { (host.v4(), 6432).into() };
         let server = Server::start(host, at, self.reply)?;
         let road = self.road.name();
+        let after = if self.listener.contains("splice_after") { "" } else { "splice_after = 0\n" };
         let config = format!(
             "[splice]\ninterfaces = [\"eth0\", \"eth1\"]\nmode = \"{road}\"\n{}\n\
-             [listener.l]\nbind = [\"0.0.0.0:{PORT}\", \"[::]:{PORT}\"]\npool = \"p\"\n{}\n\n{}\n\n\
+             [listener.l]\nbind = [\"0.0.0.0:{PORT}\", \"[::]:{PORT}\"]\npool = \"p\"\n{after}{}\n\n{}\n\n\
              [[pool.p.backend]]\nname = \"b\"\naddress = \"{at}\"\n\n[pool.p.probe]\nkind = \"none\"\n",
             self.splice, self.listener, self.more
         );

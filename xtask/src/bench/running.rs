@@ -243,6 +243,7 @@ fn fill(template: &str, contender: Contender, place: &Place) -> Result<String> {
         ),
         ("backends".to_owned(), place.backends.iter().map(backend_section).collect()),
         ("splice".to_owned(), splice_section(contender, place)),
+        ("after".to_owned(), splice_after(contender).to_owned()),
         ("road".to_owned(), contender.road().map_or("", |road| road.wanted).to_owned()),
     ]);
     for (name, address) in [("listen", place.listen), ("backend1", one), ("backend2", two)] {
@@ -263,6 +264,14 @@ fn splice_section(contender: Contender, place: &Place) -> String {
     let interfaces = place.interfaces;
     let sessions = place.sessions.map(|sessions| format!("max_sessions = {sessions}\n")).unwrap_or_default();
     format!("[splice]\ninterfaces = {interfaces:?}\nmode = {mode:?}\nsource_ports = {SOURCE_PORTS:?}\n{sessions}")
+}
+
+/// `auto` stands for the defaults; the roads by name for what each hand-off costs.
+fn splice_after(contender: Contender) -> &'static str {
+    match contender {
+        Contender::Xdp | Contender::Tc | Contender::Sockmap => "splice_after = 0\n",
+        _ => "",
+    }
 }
 
 /// Replaces each `{name}` by its value.

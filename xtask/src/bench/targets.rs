@@ -47,11 +47,7 @@ pub const TARGETS: &[Target] = &[
     Target { workloads: BULK, contenders: SPLICES, goal: Goal::Throughput { at_least: 0.95, of: Direct } },
     Target { workloads: BULK, contenders: SPLICES, goal: Goal::Throughput { at_least: 1.0, of: HaproxySplice } },
     Target { workloads: BULK, contenders: SPLICES, goal: Goal::Throughput { at_least: 1.0, of: Envoy } },
-    Target {
-        workloads: CONNECTING,
-        contenders: &[Relay, Auto, Tc, Xdp],
-        goal: Goal::Throughput { at_least: 1.5, of: Haproxy },
-    },
+    Target { workloads: CONNECTING, contenders: &[Relay, Auto], goal: Goal::Throughput { at_least: 1.5, of: Haproxy } },
     Target {
         workloads: &[(Kind::IdleSpliced, 100_000)],
         contenders: SPLICES,
@@ -59,7 +55,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target {
         workloads: &[(Kind::Trace, 10_000), (Kind::TraceLong, 10_000)],
-        contenders: SPLICES,
+        contenders: &[Tc, Xdp],
         goal: Goal::NoMoreThan { figures: &[Figure::Retransmissions, Figure::OutOfOrder, Figure::Resets], of: Relay },
     },
 ];

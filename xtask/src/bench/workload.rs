@@ -157,6 +157,8 @@ impl Kind {
             Contender::Sockmap => !is_for_splices,
             // The control run.
             Contender::Relay => !is_for_splices || is_trace,
+            // It does not hand off what goes at once.
+            Contender::Auto => !is_trace && !matches!(self, Self::Handoffs),
             _ => !is_for_splices || contender.is_spliced(),
         }
     }

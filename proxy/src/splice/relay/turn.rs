@@ -7,7 +7,8 @@ use crate::pg::frame::{Event, Framer};
 /// When a relayed session is given back.
 #[derive(Debug)]
 pub enum Turn {
-    /// At a reply that ends in ReadyForQuery while the client owes no word and has said none.
+    /// At a reply that ends in ReadyForQuery while the client owes no word and has said none; or, with nothing held, when
+    /// nothing moved for a tick behind such a reply.
     Reply {
         /// Follows the backend, and has seen everything up to and with [`super::Job::held`].
         framer: Framer,
@@ -100,7 +101,13 @@ impl Watch {
 
     /// Whether a session that stands still is to be given back.
     pub fn wants_quiet(&self) -> bool {
-        matches!(self, Self::Quiet { not_before } if Instant::now() >= *not_before)
+        match self {
+            Self::Reply { from_backend, from_client, due, turns, not_before, .. } => {
+                let both_rest = *due == 0 && from_client.is_whole_request() && from_backend.is_ready();
+                both_rest && *turns == 0 && Instant::now() >= *not_before
+            }
+            Self::Quiet { not_before } => Instant::now() >= *not_before,
+        }
     }
 
     /// For the next [`Turn::Reply`].
@@ -194,6 +201,20 @@ mod tests {
         assert_eq!(watch.backend_sent(READY), Verdict::Pass);
         assert!(!Watch::new(Turn::Quiet { not_before }).wants_quiet());
         assert!(Watch::new(Turn::Quiet { not_before: Instant::now() }).wants_quiet());
+    }
+
+    #[test]
+    fn a_session_that_stands_still_behind_a_reply_is_given_back() {
+        let mut quiet = watch(1, 100);
+        assert!(!quiet.wants_quiet());
+        quiet.backend_sent(READY);
+        assert!(quiet.wants_quiet());
+        quiet.client_sent(&QUERY[..3]);
+        assert!(!quiet.wants_quiet());
+        quiet.client_sent(&QUERY[3..]);
+        assert!(!quiet.wants_quiet());
+        quiet.backend_sent(&READY[..3]);
+        assert!(!quiet.wants_quiet());
     }
 
     #[test]
