@@ -14,11 +14,11 @@ pub const CONTROL: &str = "CONTROL";
 pub const WATCHES: &str = "WATCHES";
 pub const EVENTS: &str = "EVENTS";
 pub const SPLICE_COUNTERS: &str = "SPLICE_COUNTERS";
-/// Of the XDP program alone, and not pinned: what the routing table last said, two for each session.
+/// Of the XDP program alone, and not pinned: what the routing table last said of some flows.
 pub const WAYS: &str = "WAYS";
 /// User space only: who a session is, so that the next process can go on telling.
 pub const META: &str = "META";
-/// User space only: the listener and pool names that `SessionMeta` refers to by index.
+/// User space only: the names that `SessionMeta` refers to by index.
 pub const LABELS: &str = "LABELS";
 
 /// The XDP program, which is the guard's too, for kernels with multi-buffer frames (5.18 and later) and for those without.
@@ -35,8 +35,8 @@ pub const DEFAULT_SESSIONS: u32 = 65_536;
 pub const MAX_WATCHES: u32 = 16_384;
 /// Bytes of the ring buffer.
 pub const EVENTS_BYTES: u32 = 256 * 1024;
-/// Entries of `LABELS`.
-pub const MAX_LABELS: u32 = 1024;
+/// Entries of `LABELS`; 0 stays the empty name.
+pub const MAX_LABELS: u32 = 4096;
 
 // What the programs make of a packet.
 //
@@ -289,7 +289,7 @@ pub mod counter {
 
 /// Value of `META`: what the next process needs to know of a session besides its flows.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SessionMeta {
     /// As in `pgsplice sessions`; 0: no session.
     pub id: u64,
@@ -297,15 +297,14 @@ pub struct SessionMeta {
     pub accepted_ms: u64,
     /// Bytes forwarded before the hand-off: client to backend, backend to client.
     pub bytes: [u64; 2],
-    /// Indices of `LABELS`.
+    /// Indices of `LABELS`; 0 where not known.
     pub listener: u16,
     pub pool: u16,
+    pub user: u16,
+    pub database: u16,
     /// 1 under TLS.
     pub tls: u8,
-    pub pad: [u8; 3],
-    /// UTF-8, cut off where it is longer, zeroes after it; all zeroes where not known.
-    pub user: [u8; 32],
-    pub database: [u8; 32],
+    pub pad: [u8; 7],
 }
 
 /// Value of `LABELS`: UTF-8, zeroes after it.
@@ -332,14 +331,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_those_of_layout_version_2() {
-        assert_eq!(crate::LAYOUT_VERSION, 2);
+    fn sizes_are_those_of_layout_version_3() {
+        assert_eq!(crate::LAYOUT_VERSION, 3);
         assert_eq!(size_of::<FlowKey>(), 36);
         assert_eq!(size_of::<Flow>(), 72);
         assert_eq!(size_of::<SideState>(), 48);
         assert_eq!(size_of::<SessionState>(), 96);
         assert_eq!(size_of::<Watch>(), 12);
         assert_eq!(size_of::<Event>(), 128);
-        assert_eq!(size_of::<SessionMeta>(), 104);
+        assert_eq!(size_of::<SessionMeta>(), 48);
     }
 }

@@ -97,8 +97,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_those_of_layout_version_2() {
-        assert_eq!(crate::LAYOUT_VERSION, 2);
+    fn sizes_are_those_of_layout_version_3() {
+        assert_eq!(crate::LAYOUT_VERSION, 3);
         assert_eq!(size_of::<ListenerKey>(), 20);
         assert_eq!(size_of::<GuardCounters>(), 32);
         assert_eq!(size_of::<DenyEntry>(), 16);

@@ -333,7 +333,7 @@ impl Proxy {
     /// Cuts a session that is in the kernel. False if it is not.
     pub(crate) fn cut_in_kernel(&self, id: SessionId, reason: Termination) -> bool {
         let Some(splice) = self.splice() else { return false };
-        let Some(index) = splice.table.find(id) else { return false };
+        let Some(index) = self.registry.get(id).and_then(|record| record.slot()) else { return false };
         self.cut_spliced(&splice, index, reason);
         true
     }
@@ -441,8 +441,8 @@ impl Proxy {
         if tokio::time::timeout(limit, self.sessions_over()).await.is_ok() {
             return 0;
         }
-        let is_here = |id: SessionId| self.splice().is_none_or(|splice| splice.table.find(id).is_none());
-        let ids: Vec<_> = self.registry.all().iter().map(|record| record.id).filter(|id| is_here(*id)).collect();
+        let all = self.registry.all();
+        let ids: Vec<_> = all.iter().filter(|record| record.slot().is_none()).map(|record| record.id).collect();
         let cut = self.cut(&ids, Termination::DrainTimeout);
         // Their access lines and resets.
         let gone = async {

@@ -13,7 +13,7 @@ use pgsplice_ebpf::flow::{FLOW_FROM_CLIENT, Flow, counter, event as kind};
 use super::event;
 use super::headers::IPPROTO_TCP;
 use super::key::{Addr, Tuple, out, v4};
-use super::maps::{WAYS, count};
+use super::maps::{WAYS, WAYS_LENGTH, count};
 use super::packet::Packet;
 
 const AF_INET: u8 = 2;
@@ -93,7 +93,7 @@ pub fn find_again(packet: impl Packet, l3: usize, v6: bool, flow: &Flow, len: us
     let now = (unsafe { bpf_ktime_get_coarse_ns() } >> 20) as u32;
     // The deltas are as good as random.
     let whose = u64::from(flow.seq_delta) | u64::from(flow.ack_delta) << 32;
-    let index = flow.slot * 2 + u32::from(flow.flags & FLOW_FROM_CLIENT);
+    let index = (flow.slot * 2 + u32::from(flow.flags & FLOW_FROM_CLIENT)) % WAYS_LENGTH;
     let Some(place) = WAYS.get_ptr_mut(index) else { return find(packet, l3, v6, flow, len).map(|found| found.0) };
     // SAFETY: a value of an array map. What another CPU writes meanwhile is of the same flow and nearly always the same.
     let last = unsafe { ptr::read(place) };

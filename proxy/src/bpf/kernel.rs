@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::link::{AttachError, Attachment, Interfaces, Wanted};
 use super::maps::Maps;
 use super::object::{LoadError, Object};
+use super::older::Older;
 use super::pins::{PinError, Pins};
 use super::splice::SpliceMaps;
 use super::sys;
@@ -22,6 +23,8 @@ pub struct Kernel {
     drop_all: OwnedFd,
     /// No process before us left a program.
     fresh: bool,
+    /// Whose maps were taken over.
+    older: Option<Older>,
 }
 
 struct Inner {
@@ -49,25 +52,30 @@ impl Kernel {
     pub fn load(pin_path: &Path, sessions: u32) -> Result<(Arc<Self>, Maps), KernelError> {
         let pins = Pins::open(pin_path)?;
         let fresh = pins.is_unlinked()?;
-        // Their program would be replaced and their sessions lost.
-        for (layout, flows) in pins.flows_of_other_layouts()? {
-            let map =
-                sys::obj_get(&flows).map_err(|source| PinError::Io { what: "open", path: flows.clone(), source })?;
-            if !sys::is_empty(map.as_fd()).unwrap_or(false) {
-                return Err(KernelError::OtherLayout { layout, pins: pins.path().display().to_string() });
-            }
+        let older = Older::find(&pins)?.map_err(|layout| {
+            // Its program would be replaced and its sessions lost.
+            KernelError::OtherLayout { layout: format!("v{layout}"), pins: pins.path().display().to_string() }
+        })?;
+        if let Some(older) = &older {
+            older.share(&pins)?;
         }
         let loaded = Object::load(&pins, sessions).and_then(|(mut object, maps)| {
             let splice = object.splice_maps(&pins)?;
+            if let Some(older) = &older {
+                older.convert(&pins, &splice).map_err(LoadError::Splice)?;
+            }
             let drop_all = sys::load_drop_all().map_err(LoadError::Splice)?;
             Ok((object, maps, splice, drop_all))
         });
         match loaded {
             Ok((object, maps, splice, drop_all)) => {
                 let inner = Mutex::new(Inner { object, interfaces: Interfaces::default() });
-                Ok((Arc::new(Self { pins, inner, splice: Arc::new(splice), drop_all, fresh }), maps))
+                Ok((Arc::new(Self { pins, inner, splice: Arc::new(splice), drop_all, fresh, older }), maps))
             }
             Err(error) => {
+                if older.is_some() {
+                    pins.remove_maps()?;
+                }
                 // Only where nothing is pinned yet: a deny list that cannot be read is still somebody's.
                 if fresh && pins.is_empty() {
                     let _ = pins.remove();
@@ -105,6 +113,18 @@ impl Kernel {
     /// Takes every program off its interface.
     pub fn detach(&self) -> Result<(), AttachError> {
         self.inner.lock().interfaces.clear(&self.pins)
+    }
+
+    /// This version runs: removes what other layouts have pinned. Returns those of which nothing was taken over.
+    pub fn settle(&self) -> Result<Vec<u32>, PinError> {
+        let mut others = self.pins.remove_other_layouts()?;
+        others.retain(|layout| self.older.as_ref().is_none_or(|older| older.layout != *layout));
+        Ok(others)
+    }
+
+    /// This version cannot run: what it took over from an older layout is that one's alone again.
+    pub fn give_back(&self) -> Result<(), PinError> {
+        if self.older.is_some() { self.pins.remove_maps() } else { Ok(()) }
     }
 
     /// By interface.

@@ -4,7 +4,7 @@
 //! What must outlive this process stands on bpffs, under `guard.pin_path`:
 //!
 //! ```text
-//! v2/maps/NAME     the maps of layout version 2
+//! v3/maps/NAME     the maps of layout version 3
 //! links/INTERFACE  the attachment; no version, so that a new program takes it over without a gap
 //! ```
 
@@ -14,6 +14,7 @@ mod link;
 mod maps;
 mod netlink;
 mod object;
+mod older;
 mod pins;
 mod sockmap;
 mod splice;

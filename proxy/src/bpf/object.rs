@@ -88,7 +88,6 @@ impl Object {
         for (name, _, _, entries) in sized(sessions) {
             loader.map_max_entries(name, entries);
         }
-        loader.map_max_entries(flow::WAYS, sessions.saturating_mul(2));
         let mut ebpf = loader.default_map_pin_directory(&folder).load(OBJECT).map_err(from_loader)?;
         let maps = Maps::take(&mut ebpf)?;
         Ok((Self { ebpf, loaded: BTreeMap::new() }, maps))

@@ -127,7 +127,11 @@ impl Pins {
 
     /// The maps of this layout version.
     pub fn maps(&self) -> PathBuf {
-        self.path.join(format!("v{LAYOUT_VERSION}")).join("maps")
+        self.maps_of(LAYOUT_VERSION)
+    }
+
+    pub fn maps_of(&self, layout: u32) -> PathBuf {
+        self.path.join(format!("v{layout}")).join("maps")
     }
 
     pub fn links(&self, hook: Hook) -> PathBuf {
@@ -155,31 +159,31 @@ impl Pins {
         Ok(names.into_iter().map(|n| n.replace("%2e", ".").replace("%25", "%")).collect())
     }
 
-    /// Removes the maps of every other layout version. Returns their folders' names.
-    pub fn remove_other_layouts(&self) -> Result<Vec<String>, PinError> {
-        let ours = format!("v{LAYOUT_VERSION}");
-        let mut removed = Vec::new();
-        for name in list(&self.path)? {
-            let version = name.strip_prefix('v').is_some_and(|v| v.parse::<u32>().is_ok());
-            if version && name != ours {
-                remove_tree(&self.path.join(&name))?;
-                removed.push(name);
-            }
-        }
-        Ok(removed)
-    }
-
-    /// The flows of every other layout version that has any pinned: its name and where.
-    pub fn flows_of_other_layouts(&self) -> Result<Vec<(String, PathBuf)>, PinError> {
-        let ours = format!("v{LAYOUT_VERSION}");
-        let mut others = Vec::new();
-        for name in list(&self.path)? {
-            let flows = self.path.join(&name).join("maps").join(pgsplice_ebpf::flow::FLOWS);
-            if name.starts_with('v') && name != ours && flows.exists() {
-                others.push((name, flows));
-            }
+    /// Removes the maps of every other layout version. Returns which.
+    pub fn remove_other_layouts(&self) -> Result<Vec<u32>, PinError> {
+        let others = self.other_layouts()?;
+        for layout in &others {
+            remove_tree(&self.path.join(format!("v{layout}")))?;
         }
         Ok(others)
+    }
+
+    /// Every other layout version that has a folder, the lowest first.
+    pub fn other_layouts(&self) -> Result<Vec<u32>, PinError> {
+        let names = list(&self.path)?;
+        let versions = names.iter().filter_map(|name| name.strip_prefix('v')?.parse().ok());
+        let mut others: Vec<u32> = versions.filter(|version| *version != LAYOUT_VERSION).collect();
+        others.sort_unstable();
+        Ok(others)
+    }
+
+    /// Removes the maps of this layout, not the folder that they were in.
+    pub fn remove_maps(&self) -> Result<(), PinError> {
+        for name in list(&self.maps())? {
+            let path = self.maps().join(name);
+            fs::remove_file(&path).map_err(|source| PinError::Io { what: "remove", path, source })?;
+        }
+        Ok(())
     }
 
     /// Is nothing pinned for this layout?

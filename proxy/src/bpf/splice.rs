@@ -120,18 +120,7 @@ impl SpliceMaps {
     }
 
     pub fn meta(&self, slot: u32) -> SessionMeta {
-        const NOBODY: SessionMeta = SessionMeta {
-            id: 0,
-            accepted_ms: 0,
-            bytes: [0; 2],
-            listener: 0,
-            pool: 0,
-            tls: 0,
-            pad: [0; 3],
-            user: [0; 32],
-            database: [0; 32],
-        };
-        self.meta.read(slot).unwrap_or(NOBODY)
+        self.meta.read(slot).unwrap_or_default()
     }
 
     pub fn set_meta(&self, slot: u32, meta: &SessionMeta) {
@@ -141,11 +130,9 @@ impl SpliceMaps {
     /// By number; the empty ones are free.
     pub fn labels(&self) -> io::Result<Vec<String>> {
         let labels = self.labels.lock();
-        let text = |label: Label| {
-            let end = label.iter().position(|byte| *byte == 0).unwrap_or(label.len());
-            String::from_utf8_lossy(&label[..end]).into_owned()
-        };
-        (0..flow::MAX_LABELS).map(|index| labels.get(&index, 0).map(text).map_err(io::Error::other)).collect()
+        (0..flow::MAX_LABELS)
+            .map(|index| labels.get(&index, 0).map(|label| text(&label)).map_err(io::Error::other))
+            .collect()
     }
 
     /// Longer names are cut at 64 bytes.
@@ -181,6 +168,12 @@ impl SpliceMaps {
     pub fn take_events(&self) -> Option<Events> {
         self.events.lock().take().map(Events)
     }
+}
+
+/// Up to the first zero.
+pub(super) fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 impl Events {

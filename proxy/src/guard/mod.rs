@@ -98,14 +98,15 @@ impl Guard {
         let inner = Mutex::new(Inner { maps, listeners: names, deny });
         let guard = Self { kernel, splice: splice.clone(), inner };
         if let Err(error) = guard.reload(config, listeners) {
+            guard.kernel.give_back()?;
             if fresh && let Err(also) = guard.stop() {
                 tracing::warn!("cannot take back what the guard did before it failed: {also}");
             }
             return Err(error);
         }
-        for layout in guard.kernel.pins().remove_other_layouts()? {
+        for layout in guard.kernel.settle()? {
             tracing::warn!(
-                "removed the maps of another pgsplice version ({layout}); its counters and its deny list from the command line are gone"
+                "removed the maps of another pgsplice version (v{layout}); its counters and its deny list from the command line are gone"
             );
         }
         Ok(guard)

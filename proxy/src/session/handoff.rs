@@ -123,7 +123,7 @@ async fn attempt(
 ) -> Attempt {
     let listener = session.worker.proxy.guard_id(&session.listener.name);
     match ours {
-        true => splice.hand_off(legs(client, reached), held, wanted, reached.port.is_some(), listener).await,
+        true => splice.hand_off(legs(client, reached), held, wanted, reached.port.is_some(), listener, &session.record).await,
         false => Attempt::Stay(Why::NotWanted),
     }
 }
@@ -186,7 +186,6 @@ async fn spliced(
         unreachable!("a session without a port of ours is never handed off, and its slot is taken once")
     };
     let index = slot.index();
-    splice.describe(index, &session.record);
     let entry = table::Session {
         record: session.record.clone(),
         listener: Some(session.listener.clone()),
@@ -194,7 +193,7 @@ async fn spliced(
         place: Some(place),
         cancel_key,
     };
-    splice.table.insert(slot, live.keys, port.into_port(), entry, [0; 2]);
+    splice.table.insert(slot, live.keys[0], port.into_port(), entry, [0; 2]);
     let legs = Legs { client: borrow(client), backend: borrow(&leg) };
     if let Err(why) = live.release(legs).await {
         tracing::error!(session = %session.record.id, "the hand-off failed: {why}; the session is cut");

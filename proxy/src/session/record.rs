@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
+use pgsplice_ebpf::flow::NO_SLOT;
 
 use super::names::Name;
 use super::packed::{Address, Packed};
@@ -47,6 +48,8 @@ pub struct SessionRecord {
     pub bytes_in: AtomicU64,
     /// Backend to client.
     pub bytes_out: AtomicU64,
+    /// In the splice's table, [`NO_SLOT`] while user space forwards it.
+    slot: AtomicU32,
     details: Mutex<Stage>,
 }
 
@@ -125,6 +128,7 @@ impl SessionRecord {
             accepted_at: unix_micros(SystemTime::now()),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
+            slot: AtomicU32::new(NO_SLOT),
             details: Mutex::new(Stage::Made(Box::default())),
         }
     }
@@ -196,6 +200,15 @@ impl SessionRecord {
             }
         };
         *stage = Stage::Forwarded(details.into());
+    }
+
+    /// Where it stands in the splice's table while the kernel forwards it.
+    pub fn slot(&self) -> Option<u32> {
+        Some(self.slot.load(Relaxed)).filter(|slot| *slot != NO_SLOT)
+    }
+
+    pub fn set_slot(&self, slot: Option<u32>) {
+        self.slot.store(slot.unwrap_or(NO_SLOT), Relaxed);
     }
 
     pub fn count(&self, bytes_in: u64, bytes_out: u64) {

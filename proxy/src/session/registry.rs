@@ -58,6 +58,10 @@ impl Registry {
         }
     }
 
+    pub fn get(&self, id: SessionId) -> Option<Arc<SessionRecord>> {
+        self.shard(id).lock().get(&id).map(|one| one.0.clone())
+    }
+
     pub fn contains(&self, id: SessionId) -> bool {
         self.shard(id).lock().contains(&id)
     }

@@ -57,8 +57,7 @@ impl Splice {
         let mut sessions = Vec::new();
         for slot in self.table.adopt(&in_use) {
             if let Some((client, backend)) = whole.remove(&slot.index()) {
-                let own = address(backend.0.dst, backend.0.dst_port);
-                let port = self.ports.adopt(own.ip(), address(backend.0.src, backend.0.src_port), own.port());
+                let port = self.ports.adopt(backend.0);
                 sessions.push((slot, port, client, backend));
             }
         }
@@ -84,8 +83,10 @@ impl Splice {
 
     fn adopt_one(&self, proxy: &Proxy, slot: Slot, port: Port, client: (FlowKey, Flow), backend: (FlowKey, Flow)) {
         let meta = self.maps().meta(slot.index());
-        let name = |number| self.labels.name(self.maps(), number);
+        let name = |number| self.labels.name(number);
         let (listener, pool) = (name(meta.listener), name(meta.pool));
+        let known = |number| Some(name(number)).filter(|name| !name.is_empty());
+        let (user, database) = (known(meta.user), known(meta.database));
         let peer = address(client.0.src, client.0.src_port);
         let mut record = SessionRecord::new(SessionId(meta.id), &listener, &pool, peer);
         record.set_accepted_at(UNIX_EPOCH + Duration::from_millis(meta.accepted_ms));
@@ -95,8 +96,8 @@ impl Splice {
         let by_tc = (client.1.flags | backend.1.flags) & FLOW_TC != 0;
         record.update(|details| {
             details.phase = Phase::Forward;
-            details.user = text(&meta.user);
-            details.database = text(&meta.database);
+            details.user = user;
+            details.database = database;
             details.tls = meta.tls != 0;
             details.backend_local = Some(own);
             details.road = Some(if by_tc { Road::Tc } else { Road::Xdp }.as_str());
@@ -113,7 +114,7 @@ impl Splice {
             place: None,
             cancel_key: None,
         };
-        self.table.insert(slot, [client.0, backend.0], port, session, state.side.map(|side| side.bytes));
+        self.table.insert(slot, client.0, port, session, state.side.map(|side| side.bytes));
         self.unattached.fetch_add(1, Relaxed);
         proxy.registry.insert(record);
     }
@@ -125,9 +126,10 @@ impl Splice {
         }
         let mut left = 0;
         self.table.each(0..self.table.end(), |_, entry| {
+            let [_, from_backend] = entry.keys();
             let Some(session) = entry.session.as_mut().filter(|session| session.place.is_none()) else { return };
             let Some(pool) = &session.pool else { return };
-            let at = address(entry.keys[1].src, entry.keys[1].src_port);
+            let at = address(from_backend.src, from_backend.src_port);
             let Some(backend) = pool.backends.load().iter().find(|backend| backend.address == at).cloned() else {
                 left += 1;
                 return;
@@ -143,46 +145,18 @@ impl Splice {
         let details = record.details();
         let (bytes_in, bytes_out) = record.bytes();
         let since = record.accepted_at().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let number = |name: &str| self.labels.number(self.maps(), name);
         let meta = SessionMeta {
             id: record.id.0,
             accepted_ms: since.as_millis() as u64,
             bytes: [bytes_in, bytes_out],
-            listener: self.labels.number(self.maps(), &record.listener),
-            pool: self.labels.number(self.maps(), &record.pool),
+            listener: number(&record.listener),
+            pool: number(&record.pool),
+            user: number(details.user.as_deref().unwrap_or_default()),
+            database: number(details.database.as_deref().unwrap_or_default()),
             tls: details.tls.into(),
-            pad: [0; 3],
-            user: cut_off(details.user.as_deref()),
-            database: cut_off(details.database.as_deref()),
+            pad: [0; 7],
         };
         self.maps().set_meta(slot, &meta);
-    }
-}
-
-/// As much of a text as fits, cut at a character.
-fn cut_off(text: Option<&str>) -> [u8; 32] {
-    let text = text.unwrap_or_default();
-    let mut bytes = [0; 32];
-    let end = text.floor_char_boundary(bytes.len());
-    bytes[..end].copy_from_slice(&text.as_bytes()[..end]);
-    bytes
-}
-
-fn text(bytes: &[u8; 32]) -> Option<String> {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    (end > 0).then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_long_name_is_cut_at_a_character() {
-        assert_eq!(text(&cut_off(Some("app"))).as_deref(), Some("app"));
-        assert_eq!(text(&cut_off(None)), None);
-        let long = "ä".repeat(20);
-        assert_eq!(text(&cut_off(Some(&long))).unwrap(), "ä".repeat(16));
-        let odd = format!("a{}", "ä".repeat(20));
-        assert_eq!(text(&cut_off(Some(&odd))).unwrap(), format!("a{}", "ä".repeat(15)));
     }
 }

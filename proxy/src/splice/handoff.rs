@@ -25,7 +25,7 @@ use super::table::Slot;
 use super::{Road, Splice, Why, key};
 use crate::config::SpliceRoad;
 use crate::ring;
-use crate::session::Termination;
+use crate::session::{SessionRecord, Termination};
 
 /// How long a packet that passed the program before the flows were there may take to reach the sockets' filter. It is in
 /// the hands of another CPU's interrupt then.
@@ -86,7 +86,7 @@ pub struct Live {
 
 impl Splice {
     /// `held` is at most one segment and was not sent to the client. `own_port`: the backend leg's port is one of ours.
-    /// `listener` is its id in the guard's maps.
+    /// `listener` is its id in the guard's maps. `record`: who it is, for a process after us.
     pub async fn hand_off(
         self: &Arc<Self>,
         legs: Legs<'_>,
@@ -94,6 +94,7 @@ impl Splice {
         wanted: SpliceRoad,
         own_port: bool,
         listener: Option<u32>,
+        record: &SessionRecord,
     ) -> Attempt {
         let plan = match self.qualify(legs, held.len(), wanted) {
             Ok(plan) => plan,
@@ -103,7 +104,7 @@ impl Splice {
         if !own_port {
             return Attempt::Stay(Why::NoPort);
         }
-        let holding = match self.hold(legs, plan, held.len(), listener) {
+        let holding = match self.hold(legs, plan, held.len(), listener, record) {
             Ok(holding) => holding,
             Err(Stay::Why(why)) => return Attempt::Stay(why),
             Err(Stay::Error(error)) => return failed("hold", &error),
@@ -169,8 +170,11 @@ impl Splice {
         plan: Plan,
         held: usize,
         listener: Option<u32>,
+        record: &SessionRecord,
     ) -> Result<Holding<'a>, Stay> {
         let slot = self.table.reserve().ok_or(Why::Full)?;
+        // Before it is LIVE: from then on it must survive us.
+        self.describe(slot.index(), record);
         sockets::flush_acks(legs.client)?;
         sockets::flush_acks(legs.backend)?;
         let numbers = [sockets::numbers(legs.client)?, sockets::numbers(legs.backend)?];

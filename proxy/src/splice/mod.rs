@@ -220,10 +220,10 @@ impl Splice {
         let capacity = kernel.splice().capacity();
         let tcp_ecn = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_ecn").unwrap_or_default();
         Arc::new(Self {
-            kernel,
             ports: Ports::new(config.source_ports.clone()),
             sources: Sources::default(),
-            labels: Labels::default(),
+            labels: Labels::read(kernel.splice()),
+            kernel,
             forwarding: Forwarding::default(),
             conntrack: Conntrack::open().inspect_err(|error| tracing::debug!("no conntrack: {error}")).ok(),
             table: Table::new(capacity),
@@ -246,9 +246,8 @@ impl Splice {
     pub fn leg_to(self: &Arc<Self>, backend: SocketAddr) -> Option<BackendPort> {
         let source = self.sources.towards(backend.ip())?;
         let port = self.ports.take(source, backend, Instant::now())?;
-        let key = key(backend, port.address());
-        match self.maps().start_watch(&key) {
-            Ok(()) => Some(BackendPort { port: Some(port), splice: self.clone(), key }),
+        match self.maps().start_watch(&port.key()) {
+            Ok(()) => Some(BackendPort { port: Some(port), splice: self.clone() }),
             Err(error) => {
                 tracing::debug!(%backend, "no watch: {error}");
                 None
@@ -268,7 +267,6 @@ impl Splice {
 pub struct BackendPort {
     port: Option<Port>,
     splice: Arc<Splice>,
-    key: FlowKey,
 }
 
 impl BackendPort {
@@ -278,13 +276,17 @@ impl BackendPort {
 
     /// The port, for the table. The leg is watched no longer.
     pub fn into_port(mut self) -> Port {
-        self.port.take().expect("taken out once")
+        let port = self.port.take().expect("taken out once");
+        self.splice.forget_watch(&port.key());
+        port
     }
 }
 
 impl Drop for BackendPort {
     fn drop(&mut self) {
-        self.splice.forget_watch(&self.key);
+        if let Some(port) = &self.port {
+            self.splice.forget_watch(&port.key());
+        }
     }
 }
 

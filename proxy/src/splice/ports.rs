@@ -8,6 +8,9 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use pgsplice_ebpf::flow::FlowKey;
+
+use super::{address, key};
 
 /// TIME_WAIT of whoever closed first (include/net/tcp.h, TCP_TIMEWAIT_LEN).
 pub const REST: Duration = Duration::from_secs(60);
@@ -21,11 +24,11 @@ pub struct Ports {
 
 type Pair = (IpAddr, SocketAddr);
 
-/// One in use; given back when dropped.
+/// One in use; given back when dropped. Small: every session in the kernel has one.
 #[derive(Debug)]
 pub struct Port {
-    number: u16,
-    pair: Pair,
+    /// Of what comes from the backend to it.
+    key: FlowKey,
     owner: Weak<Ports>,
 }
 
@@ -50,31 +53,43 @@ impl Ports {
         let mut pairs = self.pairs.lock();
         let pool = pairs.entry(pair).or_insert_with(|| Pool::new(&self.range));
         let number = pool.take(*self.range.end(), now)?;
-        Some(Port { number, pair, owner: Arc::downgrade(self) })
+        Some(Port { key: key(backend, SocketAddr::new(source, number)), owner: Arc::downgrade(self) })
     }
 
     /// One that a session of a process before us has. Also outside the range, which may have been another one then.
-    pub fn adopt(self: &Arc<Self>, source: IpAddr, backend: SocketAddr, number: u16) -> Port {
-        let pair = (source, backend);
+    pub fn adopt(self: &Arc<Self>, key: FlowKey) -> Port {
+        let port = Port { key, owner: Arc::downgrade(self) };
         let mut pairs = self.pairs.lock();
-        pairs.entry(pair).or_insert_with(|| Pool::new(&self.range)).adopted.insert(number);
-        Port { number, pair, owner: Arc::downgrade(self) }
+        pairs.entry(port.pair()).or_insert_with(|| Pool::new(&self.range)).adopted.insert(port.number());
+        port
     }
 }
 
 impl Port {
+    pub fn key(&self) -> FlowKey {
+        self.key
+    }
+
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::new(self.pair.0, self.number)
+        address(self.key.dst, self.key.dst_port)
+    }
+
+    fn number(&self) -> u16 {
+        self.address().port()
+    }
+
+    fn pair(&self) -> Pair {
+        (self.address().ip(), address(self.key.src, self.key.src_port))
     }
 }
 
 impl Drop for Port {
     fn drop(&mut self) {
         let Some(owner) = self.owner.upgrade() else { return };
-        if owner.range.contains(&self.number)
-            && let Some(pool) = owner.pairs.lock().get_mut(&self.pair)
+        if owner.range.contains(&self.number())
+            && let Some(pool) = owner.pairs.lock().get_mut(&self.pair())
         {
-            pool.resting.push_back((self.number, Instant::now()));
+            pool.resting.push_back((self.number(), Instant::now()));
         }
     }
 }
@@ -115,24 +130,24 @@ mod tests {
         let (ports, now) = (Ports::new(2000..=2001), Instant::now());
         let first = ports.take(SOURCE, backend(1), now).unwrap();
         let second = ports.take(SOURCE, backend(1), now).unwrap();
-        assert_eq!((first.number, second.number), (2000, 2001));
+        assert_eq!((first.number(), second.number()), (2000, 2001));
         assert!(ports.take(SOURCE, backend(1), now).is_none());
-        assert_eq!(ports.take(SOURCE, backend(2), now).unwrap().number, 2000);
+        assert_eq!(ports.take(SOURCE, backend(2), now).unwrap().number(), 2000);
         drop(second);
         assert!(ports.take(SOURCE, backend(1), now).is_none());
         let later = Instant::now() + REST;
-        assert_eq!(ports.take(SOURCE, backend(1), later).unwrap().number, 2001);
+        assert_eq!(ports.take(SOURCE, backend(1), later).unwrap().number(), 2001);
     }
 
     #[test]
     fn what_a_session_before_us_has_is_not_given_out() {
         let (ports, now) = (Ports::new(2000..=2002), Instant::now());
-        let adopted = ports.adopt(SOURCE, backend(1), 2001);
-        let _far = ports.adopt(SOURCE, backend(1), 9000);
+        let adopted = ports.adopt(key(backend(1), SocketAddr::new(SOURCE, 2001)));
+        let _far = ports.adopt(key(backend(1), SocketAddr::new(SOURCE, 9000)));
         let taken: Vec<Port> = std::iter::from_fn(|| ports.take(SOURCE, backend(1), now)).collect();
-        assert_eq!(taken.iter().map(|port| port.number).collect::<Vec<_>>(), [2000, 2002]);
+        assert_eq!(taken.iter().map(Port::number).collect::<Vec<_>>(), [2000, 2002]);
         drop(adopted);
-        assert_eq!(ports.take(SOURCE, backend(1), Instant::now() + REST).unwrap().number, 2001);
+        assert_eq!(ports.take(SOURCE, backend(1), Instant::now() + REST).unwrap().number(), 2001);
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl Sweep {
         let renew = self.ticks.is_multiple_of(RENEW_TICKS);
         for start in (0..self.splice.table.end()).step_by(CHUNK as usize) {
             self.splice.table.each(start..start + CHUNK, |index, entry| {
-                if entry.ended.is_some_and(|at| at.elapsed() > LINGER) {
+                if entry.has_lingered(LINGER) {
                     gone.push(index);
                     return;
                 }
@@ -137,7 +137,7 @@ impl Sweep {
                 if renew
                     && entry.session.as_ref().is_some_and(|s| s.record.phase_and_road().1 == Some(Road::Xdp.as_str()))
                 {
-                    in_use.extend(entry.keys.iter().map(|key| packet::ip(key.src)));
+                    in_use.extend(entry.keys().iter().map(|key| packet::ip(key.src)));
                 }
             });
         }
@@ -225,13 +225,13 @@ impl Sweep {
     /// The entry has lingered long enough, or its flows are gone.
     fn release(&self, index: u32) {
         let Some(entry) = self.splice.table.remove(index) else { return };
-        self.splice.remove_flows(index, &entry.keys);
+        self.splice.remove_flows(index, &entry.keys());
         self.splice.maps().set_control(index, control::FREE);
     }
 
     /// A keepalive to one side, as the other would send it.
     fn probe(&self, index: u32, side: usize) {
-        let Some(keys) = self.splice.table.with(index, |entry| entry.keys) else { return };
+        let Some(keys) = self.splice.table.with(index, |entry| entry.keys()) else { return };
         match self.splice.segment_to(side, &keys, packet::ACK, true) {
             Ok(Some(segment)) => self.send(&segment),
             Ok(None) => {}
@@ -355,7 +355,7 @@ impl Proxy {
 
     /// RST to both ends; whatever comes from them later is answered with RST by the programs.
     pub(crate) fn cut_spliced(&self, splice: &Splice, index: u32, reason: Termination) {
-        let Some(keys) = splice.table.with(index, |entry| entry.keys) else { return };
+        let Some(keys) = splice.table.with(index, |entry| entry.keys()) else { return };
         splice.maps().set_control(index, control::CUT);
         splice.reset(&keys);
         self.end_spliced(splice, index, reason);

@@ -1,18 +1,19 @@
 //! The sessions that are in the kernel: their slots in the maps, and what user space keeps of each until it ends.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use pgsplice_ebpf::flow::FlowKey;
 
 use super::ports::Port;
+use super::sweep::monotonic_ns;
 use crate::pg::cancel::Remembered;
 use crate::pool::Pool;
 use crate::proxy::Listener;
 use crate::session::connect::PlaceGuard;
-use crate::session::{SessionId, SessionRecord, Termination};
+use crate::session::{SessionRecord, Termination};
 
 #[derive(Clone, Debug)]
 pub struct Table(Arc<Mutex<Inner>>);
@@ -26,7 +27,8 @@ struct Inner {
     freed: VecDeque<u32>,
     /// By slot.
     entries: Vec<Option<Box<Spliced>>>,
-    by_id: HashMap<SessionId, u32>,
+    /// Sessions that have not ended.
+    live: usize,
 }
 
 /// A place in the maps, free again when dropped.
@@ -36,14 +38,15 @@ pub struct Slot {
     table: Table,
 }
 
-/// One session in the kernel.
+/// One session in the kernel. There may be a hundred thousand: every byte counts.
 #[derive(Debug)]
 pub struct Spliced {
-    /// Client, backend: the keys of what comes from them.
-    pub keys: [FlowKey; 2],
+    /// Of what comes from the client; [`Self::port`] has the backend's.
+    client: FlowKey,
     /// `None` once it has ended; its flows and its port linger.
     pub session: Option<Session>,
-    pub ended: Option<Instant>,
+    /// CLOCK_MONOTONIC, in seconds.
+    ended: Option<u32>,
     /// Keepalives sent to each side since it was last heard.
     pub probes: [u8; 2],
     /// Bytes of each side that are in the counters already.
@@ -66,8 +69,8 @@ pub struct Session {
 
 impl Table {
     pub fn new(capacity: u32) -> Self {
-        let (freed, entries, by_id) = Default::default();
-        Self(Arc::new(Mutex::new(Inner { capacity, fresh: 0, freed, entries, by_id })))
+        let (freed, entries) = Default::default();
+        Self(Arc::new(Mutex::new(Inner { capacity, fresh: 0, freed, entries, live: 0 })))
     }
 
     /// `None`: it is full.
@@ -94,15 +97,16 @@ impl Table {
         in_use.iter().map(|index| Slot { index: *index, table: self.clone() }).collect()
     }
 
-    pub fn insert(&self, slot: Slot, keys: [FlowKey; 2], port: Port, session: Session, counted: [u64; 2]) {
-        let (index, id) = (slot.index, session.record.id);
-        let entry = Spliced { keys, session: Some(session), ended: None, probes: [0; 2], counted, port, slot };
+    pub fn insert(&self, slot: Slot, client: FlowKey, port: Port, session: Session, counted: [u64; 2]) {
+        let index = slot.index;
+        session.record.set_slot(Some(index));
+        let entry = Spliced { client, session: Some(session), ended: None, probes: [0; 2], counted, port, slot };
         let mut inner = self.0.lock();
         if inner.entries.len() <= index as usize {
             inner.entries.resize_with(index as usize + 1, || None);
         }
         inner.entries[index as usize] = Some(Box::new(entry));
-        inner.by_id.insert(id, index);
+        inner.live += 1;
     }
 
     /// Whether the session in this slot has not ended.
@@ -111,13 +115,9 @@ impl Table {
         inner.entries.get(index as usize).and_then(Option::as_ref).is_some_and(|entry| entry.session.is_some())
     }
 
-    pub fn find(&self, id: SessionId) -> Option<u32> {
-        self.0.lock().by_id.get(&id).copied()
-    }
-
     /// Sessions that have not ended.
     pub fn live(&self) -> usize {
-        self.0.lock().by_id.len()
+        self.0.lock().live
     }
 
     /// Entries that have a slot, up to here; for going through all of them.
@@ -146,9 +146,10 @@ impl Table {
     pub fn take_session(&self, index: u32) -> Option<Session> {
         let mut inner = self.0.lock();
         let entry = inner.entries.get_mut(index as usize)?.as_mut()?;
-        entry.ended = Some(Instant::now());
+        entry.ended = Some(monotonic_s());
         let session = entry.session.take()?;
-        inner.by_id.remove(&session.record.id);
+        session.record.set_slot(None);
+        inner.live -= 1;
         Some(session)
     }
 
@@ -165,6 +166,16 @@ impl Slot {
 }
 
 impl Spliced {
+    /// Client, backend: the keys of what comes from them.
+    pub fn keys(&self) -> [FlowKey; 2] {
+        [self.client, self.port.key()]
+    }
+
+    /// Whether its session ended longer ago than this.
+    pub fn has_lingered(&self, limit: Duration) -> bool {
+        self.ended.is_some_and(|at| u64::from(monotonic_s().saturating_sub(at)) > limit.as_secs())
+    }
+
     pub fn slot(&self) -> u32 {
         self.slot.index
     }
@@ -174,6 +185,10 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.table.0.lock().freed.push_back(self.index);
     }
+}
+
+fn monotonic_s() -> u32 {
+    (monotonic_ns() / 1_000_000_000) as u32
 }
 
 /// Which side ended or reset a session, as a termination.

@@ -215,10 +215,10 @@ fn another_layout_gives_way_after_the_new_one_is_in_place() {
         let guard = Guard::start(&host.config(), &[]).unwrap();
         drop(guard);
         // As if a later pgsplice had pinned it.
-        std::fs::rename(host.pins().join("v2"), host.pins().join("v9")).unwrap();
+        std::fs::rename(host.pins().join("v3"), host.pins().join("v9")).unwrap();
         let guard = Guard::start(&host.config(), &[]).unwrap();
         assert!(!exists(&host.pins().join("v9")));
-        assert!(exists(&host.pins().join("v2/maps/LISTENERS")));
+        assert!(exists(&host.pins().join("v3/maps/LISTENERS")));
         guard.stop().unwrap();
     });
 }
@@ -230,7 +230,7 @@ fn sessions_of_another_layout_are_not_thrown_away() {
         let key = pgsplice_ebpf::flow::FlowKey::default();
         guard.kernel().splice().insert_flow(&key, &pgsplice_ebpf::flow::Flow::default()).unwrap();
         drop(guard);
-        std::fs::rename(host.pins().join("v2"), host.pins().join("v9")).unwrap();
+        std::fs::rename(host.pins().join("v3"), host.pins().join("v9")).unwrap();
         let refused = Guard::start(&host.config(), &[]).err().unwrap().to_string();
         assert!(refused.contains("another pgsplice version"), "{refused}");
         assert!(exists(&host.pins().join("v9/maps/FLOWS")));

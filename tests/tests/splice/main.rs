@@ -3,6 +3,7 @@
 // A test stops at the first thing that goes wrong.
 #![allow(clippy::unwrap_used)]
 
+mod older;
 mod peer;
 mod rig;
 
@@ -454,4 +455,30 @@ fn connection_tracking_does_not_keep_what_it_will_never_see_the_end_of() {
     until("the entries to go", SOON, || count() <= 4).unwrap();
     clients.iter_mut().for_each(|client| client.echo(100).unwrap());
     assert!(count() <= 4, "{} entries", count());
+}
+
+#[test]
+fn the_sessions_of_a_version_with_another_layout_are_taken_over() {
+    on_both(|mut rig| {
+        let mut client = rig.spliced();
+        client.echo(100).unwrap();
+        rig.kill_proxy();
+        older::take_back(rig.host("proxy"), &["l", "p"]);
+        // By the old programs.
+        client.get(MB).unwrap();
+        client.put(MB).unwrap();
+        rig.start_proxy();
+        rig.wait_spliced(1);
+        let session = rig.sessions().remove(0);
+        let who = ["listener", "pool", "user", "database"].map(|key| session[key].as_str().unwrap_or_default());
+        assert_eq!(who, ["l", "p", "app", "shop"], "{session}");
+        assert!(session["bytes_in"].as_u64().unwrap() > MB as u64, "{session}");
+        assert!(!older::folder(rig.host("proxy")).exists());
+        client.get(MB).unwrap();
+        client.put(MB).unwrap();
+        // As good as one of ours.
+        rig.proxy().command(&["kill", session["id"].as_str().unwrap()]).unwrap();
+        assert_eq!(client.end().unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        rig.wait_ended("killed", 1);
+    });
 }
