@@ -28,6 +28,7 @@ use crate::session::listening::{self, Bound};
 use crate::session::registry::Registry;
 use crate::session::worker::{self, Command, Waiting};
 use crate::session::{SessionId, SessionRecord, Termination};
+use crate::splice::brief::Brief;
 use crate::splice::sockmap::{self, Sockmap};
 use crate::splice::{Counters, Splice, adopt, sweep};
 use crate::switchover::Desk;
@@ -96,6 +97,7 @@ pub struct ListenerCounters {
     ended: [AtomicU64; Termination::ALL.len()],
     pub bytes_in: AtomicU64,
     pub bytes_out: AtomicU64,
+    pub brief: Brief,
 }
 
 impl ListenerCounters {

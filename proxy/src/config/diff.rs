@@ -222,7 +222,7 @@ mod tests {
                 "listener.ro: added",
                 "listener.rw: bind 127.0.0.1:5432 → 127.0.0.1:5432, 127.0.0.2:5432",
                 "listener.rw: splice auto → xdp",
-                "listener.rw: splice_after 100ms → 50ms",
+                "listener.rw: splice_after auto → 50ms",
             ]
         );
         assert_eq!(

@@ -524,7 +524,7 @@ impl Default for Listener {
             tcp: Tcp::default(),
             backlog: 4096,
             splice: SpliceRoad::Auto,
-            splice_after: SpliceAfter::Time(Duration::from_millis(100)),
+            splice_after: SpliceAfter::Auto,
         }
     }
 }
@@ -543,6 +543,8 @@ pub enum SpliceRoad {
 /// What a session must have behind it before it is handed to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpliceAfter {
+    /// At the log-in's end; 100 ms later where most sessions of the listener do not live that long.
+    Auto,
     /// This many replies after the log-in; 0 hands off at the log-in's end.
     Turns(u32),
     /// This long since the log-in's end.

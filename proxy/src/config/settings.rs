@@ -352,6 +352,7 @@ pub fn listener(listener: &Listener) -> Settings {
         splice_after,
     } = listener;
     let splice_after = match splice_after {
+        SpliceAfter::Auto => text("auto"),
         SpliceAfter::Turns(turns) => number(turns),
         SpliceAfter::Time(time) => duration(*time),
     };

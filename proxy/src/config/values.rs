@@ -195,8 +195,9 @@ pub(super) fn user_timeout<'k>() -> Kind<'k, Duration> {
 /// Turns as a number, or time with its unit.
 pub(super) fn splice_after<'k>() -> Kind<'k, SpliceAfter> {
     const MOST: i128 = 1_000_000;
-    let expected = format!("a number of turns from 0 to {MOST}, or a duration such as \"50ms\"");
+    let expected = format!("\"auto\", a number of turns from 0 to {MOST}, or a duration such as \"50ms\"");
     Kind::new(expected, |value| match value {
+        DeValue::String(text) if text == "auto" => Ok(SpliceAfter::Auto),
         DeValue::String(_) => duration_value(value).map(SpliceAfter::Time),
         number => match integer(number)? {
             turns @ 0..=MOST => Ok(SpliceAfter::Turns(turns as u32)),

@@ -77,6 +77,7 @@ pub(crate) fn account_spliced(proxy: &Proxy, session: table::Session, reason: Te
     if let Some(listener) = listener {
         listener.live.fetch_sub(1, Relaxed);
         listener.counters.count_end(reason);
+        listener.counters.brief.ended(total);
     }
     if let Some(pool) = pool {
         proxy.metrics.observe_session(&pool.name, total);

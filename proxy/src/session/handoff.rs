@@ -12,6 +12,7 @@ use super::leg::Leg;
 use super::{Phase, Session, Termination};
 use crate::config::{SpliceAfter, SpliceRoad};
 use crate::pg::cancel::Remembered;
+use crate::splice::brief::BRIEF;
 use crate::splice::handoff::{Attempt, Legs, Live};
 use crate::splice::relay::{Job, Outcome, Turn};
 use crate::splice::sockets::TcpInfo;
@@ -47,8 +48,16 @@ enum Way {
 }
 
 pub(crate) async fn run(session: &Session, client: &Leg, reached: Reached, ready: Ready) -> Life {
-    let Ready { mut held, mut stream, key } = ready;
     begin(session, &reached);
+    let life = forward(session, client, reached, ready).await;
+    if let Life::Ended(_) = life {
+        session.listener.counters.brief.ended(session.record.age());
+    }
+    life
+}
+
+async fn forward(session: &Session, client: &Leg, reached: Reached, ready: Ready) -> Life {
+    let Ready { mut held, mut stream, key } = ready;
     let mut prospect = Prospect::of(session);
     loop {
         // Bytes behind its ReadyForQuery belong to a message that is not whole: the backend is about to say more.
@@ -253,7 +262,10 @@ impl Prospect {
             wanted => Way::Packets(session.worker.proxy.splice_for(&config)?, wanted),
         };
         let now = Instant::now();
+        let most_are_brief = session.listener.counters.brief.logged_in();
         let (turns, not_before) = match config.splice_after {
+            SpliceAfter::Auto if most_are_brief => (0, now + BRIEF),
+            SpliceAfter::Auto => (0, now),
             SpliceAfter::Turns(turns) => (turns, now),
             SpliceAfter::Time(time) => (0, now + time),
         };

@@ -4,6 +4,7 @@
 //! ([`handoff`]). [`sockmap`] has the kernel join a session's two sockets. [`relay`] is user space over io_uring and works for every session on every kernel that runs us.
 
 pub mod adopt;
+pub mod brief;
 mod conntrack;
 mod forwarding;
 pub mod handoff;

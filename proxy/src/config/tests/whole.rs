@@ -247,6 +247,7 @@ fn splice_after_is_turns_or_time() {
         let text = FULL[2].replace("splice_after = \"50ms\"\n", &text);
         Config::from_str_named(&text, "pgsplice.toml").unwrap().0.listeners["l"].splice_after
     };
+    assert_eq!(after("\"auto\""), SpliceAfter::Auto);
     assert_eq!(after("0"), SpliceAfter::Turns(0));
     assert_eq!(after("12"), SpliceAfter::Turns(12));
     assert_eq!(after("\"50ms\""), SpliceAfter::Time(Duration::from_millis(50)));

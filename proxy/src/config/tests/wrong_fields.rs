@@ -264,9 +264,9 @@ admin.http = "127.0.0.1:5432""#, r#"pgsplice.toml:1: listener.l.bind: 127.0.0.1:
     (STATIC, r#"listener.l.splice = "tc"
 splice.interfaces = "eth0"
 splice.mode = "xdp""#, r#"pgsplice.toml:1: listener.l.splice: "tc" never runs with splice.mode = "xdp"; expected splice = "auto", or mode = "auto" or "tc" in [splice]"#),
-    (STATIC, r#"listener.l.splice_after = -1"#, r#"pgsplice.toml:1: listener.l.splice_after: -1 is too small; expected a number of turns from 0 to 1000000, or a duration such as "50ms""#),
-    (STATIC, r#"listener.l.splice_after = 1000001"#, r#"pgsplice.toml:1: listener.l.splice_after: 1000001 is too large; expected a number of turns from 0 to 1000000, or a duration such as "50ms""#),
-    (STATIC, r#"listener.l.splice_after = "50""#, r#"pgsplice.toml:1: listener.l.splice_after: "50" has no unit; expected a number of turns from 0 to 1000000, or a duration such as "50ms""#),
+    (STATIC, r#"listener.l.splice_after = -1"#, r#"pgsplice.toml:1: listener.l.splice_after: -1 is too small; expected "auto", a number of turns from 0 to 1000000, or a duration such as "50ms""#),
+    (STATIC, r#"listener.l.splice_after = 1000001"#, r#"pgsplice.toml:1: listener.l.splice_after: 1000001 is too large; expected "auto", a number of turns from 0 to 1000000, or a duration such as "50ms""#),
+    (STATIC, r#"listener.l.splice_after = "50""#, r#"pgsplice.toml:1: listener.l.splice_after: "50" has no unit; expected "auto", a number of turns from 0 to 1000000, or a duration such as "50ms""#),
     (STATIC, r#"listener.l.tcp.keepalive_idle = "12h""#, r#"pgsplice.toml:1: listener.l.tcp.keepalive_idle: 12h is too long; expected whole seconds from 1s to 32767s, or 0 for no keepalive"#),
     (STATIC, r#"listener.l.tcp.keepalive_interval = "soon""#, r#"pgsplice.toml:1: listener.l.tcp.keepalive_interval: "soon" is not a duration; expected whole seconds from 1s to 32767s"#),
     (STATIC, r#"listener.l.tcp.keepalive_count = 0"#, r#"pgsplice.toml:1: listener.l.tcp.keepalive_count: 0 is too small; expected a whole number from 1 to 127"#),

@@ -1,0 +1,72 @@
+//! Whether a listener's sessions live long enough for a hand-off to pay: the rule of `splice_after = "auto"`.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+
+/// A session that is over within this time of its accept was brief; where most are, each is given this long to show that
+/// it is not.
+pub const BRIEF: Duration = Duration::from_millis(100);
+
+const ONE: u32 = 1 << 16;
+/// How many of the last sessions weigh.
+const MEMORY: u32 = 16;
+
+/// The share of brief sessions among the last. Two threads that count at once may lose one, which does no harm.
+#[derive(Debug, Default)]
+pub struct Brief(AtomicU32);
+
+impl Brief {
+    /// A session has logged in. Whether most before it were brief.
+    pub fn logged_in(&self) -> bool {
+        let share = self.0.load(Relaxed);
+        self.0.store(share - share / MEMORY, Relaxed);
+        share > ONE / 2
+    }
+
+    /// One that had logged in is over.
+    pub fn ended(&self, age: Duration) {
+        if age < BRIEF {
+            let share = self.0.load(Relaxed);
+            self.0.store((share + ONE / MEMORY).min(ONE), Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(5);
+    const LONG: Duration = Duration::from_secs(5);
+
+    /// What the last of so many sessions was told, of which every `nth` is long.
+    fn last(sessions: u32, nth: u32) -> bool {
+        let brief = Brief::default();
+        (1..=sessions).fold(false, |_, number| {
+            let told = brief.logged_in();
+            brief.ended(if number % nth == 0 { LONG } else { SHORT });
+            told
+        })
+    }
+
+    #[test]
+    fn what_most_were_counts() {
+        assert!(!last(1, u32::MAX));
+        assert!(last(100, u32::MAX));
+        assert!(last(1000, 4));
+        assert!(!last(1000, 1));
+    }
+
+    #[test]
+    fn sessions_that_stay_are_learnt_from_as_well() {
+        let brief = Brief::default();
+        (0..100).for_each(|_| {
+            brief.logged_in();
+            brief.ended(SHORT);
+        });
+        assert!(brief.logged_in());
+        let told: Vec<bool> = (0..MEMORY).map(|_| brief.logged_in()).collect();
+        assert!(told[0]);
+        assert!(!brief.logged_in());
+    }
+}
