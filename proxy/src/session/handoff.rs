@@ -132,7 +132,11 @@ async fn attempt(
 ) -> Attempt {
     let listener = session.worker.proxy.guard_id(&session.listener.name);
     match ours {
-        true => splice.hand_off(legs(client, reached), held, wanted, reached.port.is_some(), listener, &session.record).await,
+        true => {
+            splice
+                .hand_off(legs(client, reached), held, wanted, reached.port.is_some(), listener, &session.record)
+                .await
+        }
         false => Attempt::Stay(Why::NotWanted),
     }
 }
