@@ -99,6 +99,8 @@ impl Splice {
         let plan = match self.qualify(legs, held.len(), wanted) {
             Ok(plan) => plan,
             Err(Stay::Why(why)) => return Attempt::Stay(why),
+            // A side has reset the session; whoever reads next will see.
+            Err(Stay::Error(error)) if error.raw_os_error() == Some(libc::ENOTCONN) => return Attempt::Stay(Why::Busy),
             Err(Stay::Error(error)) => return failed("qualify", &error),
         };
         if !own_port {
@@ -236,7 +238,8 @@ impl Holding<'_> {
         }
     }
 
-    /// Nothing was received since the numbers were read?
+    /// Nothing was received since the numbers were read? Nor a FIN just before: it would count as a byte of theirs that
+    /// has been passed on.
     fn is_undisturbed(&self) -> io::Result<Option<Attempt>> {
         let index = self.slot.as_ref().expect("until it goes live").index();
         let state = self.splice.maps().state(index);
@@ -246,7 +249,7 @@ impl Holding<'_> {
                 return Ok(Some(Attempt::Dead(reset)));
             }
             let same = sockets::next_expected(socket)? == self.numbers[number].receive;
-            if !same || sockets::unread(socket)? > 0 {
+            if !same || sockets::unread(socket)? > 0 || !TcpInfo::of(socket)?.established {
                 return Ok(Some(Attempt::Stay(Why::Late)));
             }
         }
