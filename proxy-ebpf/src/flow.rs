@@ -158,7 +158,7 @@ pub struct SessionState {
 /// `acked − slack` to Y's `seq_end + slack`. Then, with Y its other side:
 /// - `last_ns`, `tsval` and `seq_end` are its; where its ACK is not before Y's `acked`, that and Y's `window` are its too,
 ///   and Y's `seq_end` is at least its ACK;
-/// - a FIN is believed if its end is not before `acked` and no FIN of X's is acknowledged yet; the last one counts.
+/// - a FIN is believed if its end is beyond `acked` and no FIN of X's is acknowledged yet; the last one counts.
 ///
 /// A RST fits if its SEQ is in `acked..=seq_end`, whatever else it says, and changes only the flags.
 #[repr(C)]

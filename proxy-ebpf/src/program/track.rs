@@ -165,7 +165,7 @@ impl Sides {
                 }
             }
         }
-        if n.has(TCP_FIN) && !before(end, acked) && get!(x, flags) & SIDE_FIN_ACKED == 0 {
+        if n.has(TCP_FIN) && before(acked, end) && get!(x, flags) & SIDE_FIN_ACKED == 0 {
             set!(x, fin_end, end);
             let first = get!(x, flags) & SIDE_FIN == 0 && get!(y, flags) & SIDE_FIN == 0;
             self.note(SIDE_FIN | if first { SIDE_FIN_FIRST } else { 0 });

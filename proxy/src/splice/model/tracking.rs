@@ -92,7 +92,7 @@ impl Sides {
                 }
             }
         }
-        if segment.has(FIN) && !is_after(acked, end) && x.flags & SIDE_FIN_ACKED == 0 {
+        if segment.has(FIN) && is_after(end, acked) && x.flags & SIDE_FIN_ACKED == 0 {
             x.fin_end = end;
             if (x.flags | y.flags) & SIDE_FIN == 0 {
                 x.flags |= SIDE_FIN_FIRST;
