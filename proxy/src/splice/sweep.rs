@@ -156,7 +156,11 @@ impl Sweep {
         let state = self.splice.maps().state(index);
         publish(session, &state, &mut entry.counted);
         if let Some(side) = state.side.iter().position(|side| side.flags & SIDE_RST != 0) {
-            return Some(Due::End(reset_by(side)));
+            let flow = self.splice.maps().flow(&entry.keys()[side]).ok().flatten();
+            // One that is passed on takes the flows with it. One that was dropped, in HOLD behind the hand-off's last
+            // look, does not: nobody has told the other end.
+            let untold = flow.is_some_and(|flow| flow.slot == index);
+            return Some(if untold { Due::Cut(reset_by(side)) } else { Due::End(reset_by(side)) });
         }
         if state.side.iter().all(|side| side.flags & SIDE_FIN_ACKED != 0) {
             let by_backend = state.side[1].flags & SIDE_FIN_FIRST != 0;
