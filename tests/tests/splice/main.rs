@@ -3,24 +3,22 @@
 // A test stops at the first thing that goes wrong.
 #![allow(clippy::unwrap_used)]
 
+mod frame;
+mod handoff;
+mod legs;
+mod many;
+mod network;
 mod older;
 mod peer;
 mod rig;
+mod slow;
+mod tuple;
+mod wire;
 
 use std::net::Shutdown;
 
-use rig::{Rig, Road, SOON, Setting};
+use rig::{MB, Road, SOON, Setting, on_both, on_both_with};
 use xtask::lab::until;
-
-const MB: usize = 1 << 20;
-
-fn on_both(test: impl Fn(Rig)) {
-    Road::BOTH.into_iter().for_each(|road| test(Setting::new(road).up()));
-}
-
-fn on_both_with(set: impl Fn(Setting) -> Setting, test: impl Fn(Rig)) {
-    Road::BOTH.into_iter().for_each(|road| test(set(Setting::new(road)).up()));
-}
 
 #[test]
 fn a_spliced_session_moves_every_byte_and_costs_no_socket() {
@@ -197,28 +195,6 @@ fn ipv6_is_spliced_too() {
 }
 
 #[test]
-fn under_loss_every_byte_arrives() {
-    for (road, per_mille) in [(Road::Tc, 10), (Road::Xdp, 10), (Road::Tc, 50), (Road::Xdp, 50)] {
-        let rig = Setting::new(road).up();
-        rig.net.loss("client", per_mille).unwrap();
-        rig.net.loss("backend", per_mille).unwrap();
-        let moving: Vec<_> = (0..8)
-            .map(|number| {
-                let mut client = rig.client();
-                std::thread::spawn(move || {
-                    for length in (1..30).map(|n| n * 997 + number) {
-                        client.echo(length).unwrap();
-                    }
-                    client.get(2 * MB).unwrap();
-                    client.put(2 * MB).unwrap();
-                })
-            })
-            .collect();
-        moving.into_iter().for_each(|one| one.join().unwrap());
-    }
-}
-
-#[test]
 fn a_reply_longer_than_a_segment_is_relayed_and_the_next_one_taken() {
     on_both_with(
         |setting| Setting { reply: 20_000, ..setting },
@@ -254,41 +230,9 @@ fn a_client_that_speaks_before_the_reply_loses_nothing() {
 }
 
 #[test]
-fn a_session_that_does_not_qualify_is_relayed_and_says_why() {
-    let off = |what: &'static str| vec![("client", what)];
-    for (why, before) in [
-        ("timestamps", off("echo 0 > /proc/sys/net/ipv4/tcp_timestamps")),
-        ("sack", off("echo 0 > /proc/sys/net/ipv4/tcp_sack")),
-        ("mss", vec![("backend", "ip link set eth0 mtu 1400")]),
-        // The wire has other addresses than the socket.
-        (
-            "unseen",
-            vec![(
-                "proxy",
-                "nft add table ip nat; nft 'add chain ip nat pre { type nat hook prerouting priority -100; }'; \
-                 nft add rule ip nat pre tcp dport 5431 dnat to 10.1.0.5:5432",
-            )],
-        ),
-    ] {
-        let rig = Setting { before, ..Setting::new(Road::Tc) }.up();
-        let mut to = rig.address();
-        if why == "unseen" {
-            to.set_port(5431);
-        }
-        let mut client = peer::Client::connect(rig.host("client"), to).unwrap();
-        client.echo(5000).unwrap();
-        client.get(MB).unwrap();
-        drop(client);
-        rig.wait_ended("client-closed", 1);
-        let line = rig.proxy().access_lines().unwrap().remove(0);
-        assert!(line.contains("road=\"relay\"") && line.contains(&format!("road_why=\"{why}\"")), "{why}: {line}");
-    }
-}
-
-#[test]
 fn xdp_without_forwarding_is_refused_and_said() {
     let off = "echo 0 > /proc/sys/net/ipv4/ip_forward";
-    let rig = Setting { before: vec![("proxy", off)], ..Setting::new(Road::Xdp) }.up();
+    let rig = Setting { before: vec![("proxy", off.into())], ..Setting::new(Road::Xdp) }.up();
     let mut client = rig.client();
     client.echo(5000).unwrap();
     assert_eq!(rig.sessions()[0]["road_why"], "forwarding-off");
@@ -298,33 +242,6 @@ fn xdp_without_forwarding_is_refused_and_said() {
     std::thread::sleep(std::time::Duration::from_millis(1100));
     let mut client = rig.spliced();
     client.echo(5000).unwrap();
-}
-
-#[test]
-fn a_leg_without_window_scaling_is_spliced() {
-    on_both_with(
-        |setting| Setting { before: vec![("client", "echo 0 > /proc/sys/net/ipv4/tcp_window_scaling")], ..setting },
-        |rig| {
-            let mut client = rig.spliced();
-            client.get(10 * MB).unwrap();
-            client.put(10 * MB).unwrap();
-        },
-    );
-}
-
-#[test]
-fn a_client_with_a_larger_mtu_is_told_what_the_narrower_side_takes() {
-    let wide = "ip link set eth0 mtu 9000";
-    let before = vec![("client", wide), ("proxy", wide)];
-    let rig = Setting { before, ..Setting::new(Road::Tc) }.up();
-    rig.net
-        .on_switch()
-        .args(["sh", "-c", "ip link set client.0 mtu 9000; ip link set proxy.0 mtu 9000"])
-        .status()
-        .unwrap();
-    let mut client = rig.spliced();
-    client.get(10 * MB).unwrap();
-    client.put(10 * MB).unwrap();
 }
 
 #[test]
@@ -444,7 +361,7 @@ fn sigterm_leaves_the_sessions_in_the_kernel_to_the_next_process() {
 fn connection_tracking_does_not_keep_what_it_will_never_see_the_end_of() {
     let track = "nft add table inet t; nft 'add chain inet t f { type filter hook input priority 0; }'; \
                  nft add rule inet t f ct state established accept";
-    let rig = Setting { before: vec![("proxy", track)], ..Setting::new(Road::Tc) }.up();
+    let rig = Setting { before: vec![("proxy", track.into())], ..Setting::new(Road::Tc) }.up();
     let count =
         || rig.host("proxy").read("/proc/sys/net/netfilter/nf_conntrack_count").unwrap().trim().parse::<u32>().unwrap();
     // Until pgsplice has seen that there is a table.

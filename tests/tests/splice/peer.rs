@@ -15,7 +15,7 @@ use xtask::lab::Host;
 /// Bytes in a message of bulk data.
 const CHUNK: usize = 32 * 1024;
 /// How long a byte may take under loss; RTOs double.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// A backend on a host. Its threads end with their connections.
 #[derive(Clone)]
@@ -51,9 +51,25 @@ impl Server {
     }
 }
 
+/// What a client's startup has the server do around its answer to the log-in.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plan {
+    /// Before it.
+    pub wait: Duration,
+    /// Behind it.
+    pub then: Option<(Duration, Leave)>,
+}
+
+/// How the server leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    Fin,
+    Rst,
+}
+
 fn serve(mut stream: TcpStream, reply: usize) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    loop {
+    let plan = loop {
         let mut length = [0; 4];
         if stream.read_exact(&mut length).is_err() {
             return Ok(());
@@ -63,9 +79,10 @@ fn serve(mut stream: TcpStream, reply: usize) -> io::Result<()> {
         // An SSLRequest is refused.
         match body[..4] == 80_877_103_u32.to_be_bytes() {
             true => stream.write_all(b"N")?,
-            false => break,
+            false => break Plan::read(&body),
         }
-    }
+    };
+    std::thread::sleep(plan.wait);
     let mut hello = message(b'R', &0u32.to_be_bytes());
     hello.extend(message(b'K', &[7; 8]));
     if reply > 0 {
@@ -73,6 +90,13 @@ fn serve(mut stream: TcpStream, reply: usize) -> io::Result<()> {
     }
     hello.extend(message(b'Z', b"I"));
     stream.write_all(&hello)?;
+    if let Some((wait, leave)) = plan.then {
+        std::thread::sleep(wait);
+        if leave == Leave::Rst {
+            return SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        }
+        stream.shutdown(Shutdown::Write)?;
+    }
     loop {
         let Ok((kind, body)) = read_message(&mut stream) else { return Ok(()) };
         match (kind, body.first()) {
@@ -123,6 +147,13 @@ impl Client {
 
     /// From an address and port of the test's choice.
     pub fn connect_from(host: &Host, from: Option<SocketAddr>, to: SocketAddr) -> Result<Self> {
+        let mut client = Self::begin(host, from, to, Plan::default())?;
+        client.until_ready().context("the log-in")?;
+        Ok(client)
+    }
+
+    /// The same, and does not wait for the answer to the log-in.
+    pub fn begin(host: &Host, from: Option<SocketAddr>, to: SocketAddr, plan: Plan) -> Result<Self> {
         let stream = host.on_thread(|| -> io::Result<TcpStream> {
             let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)?;
             if let Some(from) = from {
@@ -135,18 +166,32 @@ impl Client {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        let mut client = Self { stream, serial: 1 };
-        client.stream.write_all(&startup())?;
-        client.until_ready().context("the log-in")?;
+        let mut client = Self::of(stream);
+        client.stream.write_all(&plan.startup())?;
         Ok(client)
+    }
+
+    /// Of a connection that has logged in.
+    pub fn of(stream: TcpStream) -> Self {
+        Self { stream, serial: 1 }
     }
 
     /// `length` bytes there and back.
     pub fn echo(&mut self, length: usize) -> Result<()> {
+        let body = self.ask_echo(length)?;
+        self.until_echo(length, &body)
+    }
+
+    /// Asks for `length` bytes to come back, which are returned for [`Self::until_echo`].
+    pub fn ask_echo(&mut self, length: usize) -> Result<Vec<u8>> {
         self.serial += 1;
         let mut body = Bytes(self.serial).take(length.max(1));
         body[0] = b'e';
         self.stream.write_all(&message(b'Q', &body))?;
+        Ok(body)
+    }
+
+    pub fn until_echo(&mut self, length: usize, body: &[u8]) -> Result<()> {
         let (kind, answer) = read_message(&mut self.stream).context("the echo")?;
         ensure!(kind == b'D' && answer == body, "the echo of {length} bytes is not what was sent");
         self.until_ready()?;
@@ -216,10 +261,44 @@ impl Client {
     }
 }
 
+impl Plan {
+    /// The startup packet that tells it.
+    fn startup(self) -> Vec<u8> {
+        let mut body = 196_608_u32.to_be_bytes().to_vec();
+        body.extend(b"user\0app\0database\0shop\0");
+        if !self.wait.is_zero() {
+            body.extend(format!("wait\0{}\0", self.wait.as_millis()).bytes());
+        }
+        if let Some((wait, leave)) = self.then {
+            let name = if leave == Leave::Fin { "fin" } else { "rst" };
+            body.extend(format!("{name}\0{}\0", wait.as_millis()).bytes());
+        }
+        body.push(0);
+        [&(body.len() as u32 + 4).to_be_bytes()[..], &body].concat()
+    }
+
+    /// From a startup packet without its length.
+    fn read(body: &[u8]) -> Self {
+        let texts: Vec<&str> = body
+            .get(4..)
+            .unwrap_or(&[])
+            .split(|byte| *byte == 0)
+            .filter_map(|text| str::from_utf8(text).ok())
+            .collect();
+        let value = |name: &str| {
+            let at = texts.iter().step_by(2).position(|text| *text == name)?;
+            texts.get(at * 2 + 1)?.parse().ok().map(Duration::from_millis)
+        };
+        let fin = value("fin").map(|wait| (wait, Leave::Fin));
+        Self {
+            wait: value("wait").unwrap_or_default(),
+            then: fin.or_else(|| value("rst").map(|wait| (wait, Leave::Rst))),
+        }
+    }
+}
+
 pub fn startup() -> Vec<u8> {
-    let mut body = 196_608_u32.to_be_bytes().to_vec();
-    body.extend(b"user\0app\0database\0shop\0\0");
-    [&(body.len() as u32 + 4).to_be_bytes()[..], &body].concat()
+    Plan::default().startup()
 }
 
 pub fn message(kind: u8, body: &[u8]) -> Vec<u8> {
@@ -242,10 +321,10 @@ pub fn read_message(from: &mut TcpStream) -> io::Result<(u8, Vec<u8>)> {
 }
 
 /// Bytes that no other seed gives.
-struct Bytes(u64);
+pub struct Bytes(pub u64);
 
 impl Bytes {
-    fn take(&mut self, length: usize) -> Vec<u8> {
+    pub fn take(&mut self, length: usize) -> Vec<u8> {
         let mut all = Vec::with_capacity(length + 8);
         while all.len() < length {
             // SplitMix64.

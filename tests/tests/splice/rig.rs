@@ -11,6 +11,7 @@ use xtask::lab::{Host, HostSpec, Net, NetSpec, until};
 use crate::peer::{Client, Server};
 
 pub const SOON: Duration = Duration::from_secs(20);
+pub const MB: usize = 1 << 20;
 pub const PORT: u16 = 5432;
 
 /// The program on the proxy host's interfaces.
@@ -51,13 +52,30 @@ pub struct Setting {
     pub more: &'static str,
     /// Bytes more in the answer to the log-in.
     pub reply: usize,
-    /// Done on the hosts before anything runs there: (host, command).
-    pub before: Vec<(&'static str, &'static str)>,
+    /// Where pgsplice connects to, if not to where the backend listens.
+    pub backend: Option<&'static str>,
+    /// A router on each side: `near`, between the client and the front segment, and `far`.
+    pub routers: bool,
+    /// Frames as a real wire carries them also for TC; [`crate::wire`] needs it.
+    pub wire: bool,
+    /// Done on the hosts before anything runs there: (host, command); the `switch` is one, too.
+    pub before: Vec<(&'static str, String)>,
 }
 
 impl Setting {
     pub fn new(road: Road) -> Self {
-        Self { road, v6: false, splice: "", listener: "", more: "", reply: 0, before: Vec::new() }
+        Self {
+            road,
+            v6: false,
+            splice: "",
+            listener: "",
+            more: "",
+            reply: 0,
+            backend: None,
+            routers: false,
+            wire: road == Road::Xdp,
+            before: Vec::new(),
+        }
     }
 
     pub fn up(self) -> Rig {
@@ -66,30 +84,79 @@ impl Setting {
 
     fn try_up(self) -> Result<Rig> {
         need_root()?;
-        let net = NetSpec::unique()
-            .segment("front", Ipv4Addr::new(10, 1, 0, 0), Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 0))
-            .segment("back", Ipv4Addr::new(10, 2, 0, 0), Ipv6Addr::new(0xfd02, 0, 0, 0, 0, 0, 0, 0))
-            .host(HostSpec::new("client", xtask::setup::root()).nic("front", 100))
-            .host(proxy::host("proxy").nic("front", 5).nic("back", 5).forward())
-            .host(HostSpec::new("backend", xtask::setup::root()).nic("back", 30));
-        let net = if self.road == Road::Xdp { net.wire() } else { net }.up()?;
+        let net = if self.routers { routed() } else { plain() };
+        let net = if self.wire { net.wire() } else { net }.up()?;
         for (host, command) in &self.before {
-            net.host(host).run(["sh", "-ec", command])?;
+            match *host {
+                "switch" => {
+                    let done = net.on_switch().args(["sh", "-ec", command]).status()?;
+                    anyhow::ensure!(done.success(), "{command}");
+                }
+                host => net.host(host).run(["sh", "-ec", command])?,
+            }
         }
         let host = net.host("backend");
         let at: SocketAddr = if self.v6 { (host.v6(), 6432).into() } else { (host.v4(), 6432).into() };
         let server = Server::start(host, at, self.reply)?;
-        let road = self.road.name();
+        let (road, to) = (self.road.name(), self.backend.map_or_else(|| at.to_string(), str::to_owned));
         let after = if self.listener.contains("splice_after") { "" } else { "splice_after = 0\n" };
         let config = format!(
             "[splice]\ninterfaces = [\"eth0\", \"eth1\"]\nmode = \"{road}\"\n{}\n\
              [listener.l]\nbind = [\"0.0.0.0:{PORT}\", \"[::]:{PORT}\"]\npool = \"p\"\n{after}{}\n\n{}\n\n\
-             [[pool.p.backend]]\nname = \"b\"\naddress = \"{at}\"\n\n[pool.p.probe]\nkind = \"none\"\n",
+             [[pool.p.backend]]\nname = \"b\"\naddress = \"{to}\"\n\n[pool.p.probe]\nkind = \"none\"\n",
             self.splice, self.listener, self.more
         );
         let proxy = Some(Pgsplice::start_unready(net.host("proxy"), "pgsplice", &config)?);
         Ok(Rig { net, road: self.road, server, proxy, config })
     }
+}
+
+/// A test by each road.
+pub fn on_both(test: impl Fn(Rig)) {
+    Road::BOTH.into_iter().for_each(|road| test(Setting::new(road).up()));
+}
+
+pub fn on_both_with(set: impl Fn(Setting) -> Setting, test: impl Fn(Rig)) {
+    Road::BOTH.into_iter().for_each(|road| test(set(Setting::new(road)).up()));
+}
+
+/// For tests that mostly wait.
+pub fn on_both_at_once(set: impl Fn(Setting) -> Setting + Sync, test: impl Fn(Rig) + Sync) {
+    std::thread::scope(|scope| {
+        for road in Road::BOTH {
+            let (set, test) = (&set, &test);
+            scope.spawn(move || test(set(Setting::new(road)).up()));
+        }
+    });
+}
+
+fn plain() -> NetSpec {
+    segments(&[("front", 1), ("back", 2)])
+        .host(HostSpec::new("client", xtask::setup::root()).nic("front", 100))
+        .host(proxy::host("proxy").nic("front", 5).nic("back", 5).forward())
+        .host(HostSpec::new("backend", xtask::setup::root()).nic("back", 30))
+}
+
+fn routed() -> NetSpec {
+    let host = |name| HostSpec::new(name, xtask::setup::root());
+    let way = |spec: HostSpec, to: u8, by: &str| {
+        let (v4, v6) = by.split_once(' ').expect("one of each family");
+        spec.route(&format!("10.{to}.0.0/24 via {v4}")).route(&format!("fd0{to}::/64 via {v6}"))
+    };
+    let proxy = proxy::host("proxy").nic("front", 5).nic("back", 5).forward();
+    segments(&[("outer", 3), ("front", 1), ("back", 2), ("inner", 4)])
+        .host(way(host("client").nic("outer", 100), 1, "10.3.0.1 fd03::1"))
+        .host(host("near").nic("outer", 1).nic("front", 1).forward())
+        .host(way(way(proxy, 3, "10.1.0.1 fd01::1"), 4, "10.2.0.1 fd02::1"))
+        .host(host("far").nic("back", 1).nic("inner", 1).forward())
+        .host(way(host("backend").nic("inner", 30), 2, "10.4.0.1 fd04::1"))
+}
+
+fn segments(all: &[(&str, u8)]) -> NetSpec {
+    all.iter().fold(NetSpec::unique(), |net, (name, number)| {
+        let v6 = Ipv6Addr::new(0xfd00 + u16::from(*number), 0, 0, 0, 0, 0, 0, 0);
+        net.segment(name, Ipv4Addr::new(10, *number, 0, 0), v6)
+    })
 }
 
 impl Rig {
@@ -158,6 +225,54 @@ impl Rig {
             .unwrap();
         let values = text.lines().filter(|one| one.starts_with(line)).filter_map(|one| one.rsplit(' ').next());
         values.filter_map(|value| value.parse::<f64>().ok()).sum()
+    }
+
+    /// Packets of spliced sessions with this outcome, as `pgsplice_splice_other_packets_total` has it.
+    pub fn other_packets(&self, outcome: &str) -> f64 {
+        self.metric(&format!("pgsplice_splice_other_packets_total{{outcome=\"{outcome}\"}}"))
+    }
+
+    /// A counter of a host's TCP: `RetransSegs`, `PAWSEstab`.
+    pub fn tcp_counter(&self, host: &str, name: &str) -> u64 {
+        let text = self.host(host).output(["cat", "/proc/net/snmp", "/proc/net/netstat"]).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let found = lines.chunks(2).find_map(|pair| {
+            let at = pair[0].split(' ').position(|word| word == name)?;
+            pair[1].split(' ').nth(at)?.parse().ok()
+        });
+        found.unwrap_or_else(|| panic!("{host} has no counter {name}"))
+    }
+
+    /// What `done` gave, or the end of the test, with all that pgsplice can tell.
+    pub fn must<T>(&self, what: &str, done: anyhow::Result<T>) -> T {
+        done.unwrap_or_else(|error| {
+            let outcomes = self
+                .host("proxy")
+                .output(["curl", "-sf", "--unix-socket", "/run/pgsplice/pgsplice.sock", "http://x/metrics"])
+                .unwrap_or_default();
+            let packets: Vec<&str> =
+                outcomes.lines().filter(|line| line.starts_with("pgsplice_splice_") && !line.ends_with(" 0")).collect();
+            panic!(
+                "{what} by {}: {error:#}\n{:?}\n{packets:#?}\n{}",
+                self.road.name(),
+                self.sessions(),
+                self.proxy().log().unwrap()
+            );
+        })
+    }
+
+    /// Connections that the backend has.
+    pub fn at_backend(&self) -> usize {
+        self.server.connections.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    /// Both ends and pgsplice know of no session any more.
+    pub fn wait_over(&self) {
+        if let Err(error) =
+            until("every end to have heard", SOON, || self.at_backend() == 0 && self.sessions().is_empty())
+        {
+            panic!("{error:#}: {} at the backend, {:?}", self.at_backend(), self.sessions());
+        }
     }
 
     /// `kill -9`, without a new start.

@@ -34,6 +34,8 @@ pub const BASE: &[Need] = &[
     Need { sign: Sign::File("/etc/ssl/certs/ca-certificates.crt"), package: "ca-certificates" },
     Need { sign: Sign::Program("bzip2"), package: "bzip2" },
     Need { sign: Sign::Program("xz"), package: "xz-utils" },
+    // What slows pgsplice down at chosen system calls.
+    Need { sign: Sign::Program("strace"), package: "strace" },
 ];
 
 /// What fetching a wheel needs; asked for only when there is one to fetch.
