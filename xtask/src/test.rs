@@ -22,8 +22,8 @@ pub struct Args {
 /// last, what is left out of them because it takes long and `sockmap.rs` has it smaller.
 /// `cancel` has two pgsplices on a host, and an interface has room for one XDP program.
 const PROOF: [(&str, &[&str], &[&str]); 3] = [
-    ("tc", &["cancel", "copy", "drivers", "regress"], &[]),
-    ("xdp", &["copy", "drivers", "regress"], &[]),
+    ("tc", &["cancel", "copy", "drivers", "regress", "server_side"], &[]),
+    ("xdp", &["copy", "drivers", "regress", "server_side"], &[]),
     ("sockmap", &["copy", "session"], &["short_sessions", "ten_thousand"]),
 ];
 
