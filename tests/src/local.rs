@@ -75,7 +75,7 @@ impl Proxy {
         let backends: String =
             backends.iter().map(|address| format!("[[pool.p.backend]]\naddress = \"{address}\"\n")).collect();
         let road = match super::proxy::road().as_str() {
-            "sockmap" => "splice = \"sockmap\"",
+            "sockmap" if !listener.contains("splice") => "splice = \"sockmap\"\nsplice_after = 0",
             // The others take no session on loopback.
             _ => "",
         };

@@ -16,17 +16,13 @@ use pgsplice_tests::local::*;
 /// No probe: the fake backends see sessions only.
 const NO_PROBE: &str = "probe.kind = \"none\"\npassive.failures = 0";
 
-fn sockmap(backend: &Backend, pool: &str, listener: &str) -> String {
-    // By this road already if the whole run is.
-    let config = Proxy::config(&[backend.address], &format!("{NO_PROBE}\n{pool}"), listener);
-    match config.contains("splice =") {
-        true => config,
-        false => config.replacen("pool = \"p\"", "pool = \"p\"\nsplice = \"sockmap\"", 1),
-    }
+/// `after`: replies behind the log-in.
+fn sockmap(backend: &Backend, after: u32) -> String {
+    Proxy::config(&[backend.address], NO_PROBE, &format!("splice = \"sockmap\"\nsplice_after = {after}"))
 }
 
-fn between(backend: &Backend, pool: &str, listener: &str) -> Proxy {
-    let proxy = Proxy::start(&sockmap(backend, pool, listener));
+fn between(backend: &Backend) -> Proxy {
+    let proxy = Proxy::start(&sockmap(backend, 0));
     proxy.wait_candidates(1);
     proxy
 }
@@ -62,7 +58,7 @@ fn field(proxy: &Proxy, name: &str) -> String {
 #[test]
 fn a_session_by_sockmap_is_seen_counted_and_killed() {
     let backend = Backend::logged_in(echo);
-    let proxy = between(&backend, "", "");
+    let proxy = between(&backend);
     let mut client = joined(&proxy);
     let before = wakes(&proxy);
     speak(&mut client, 1000);
@@ -92,7 +88,7 @@ fn a_session_inside_tls_is_joined_after_the_byte_that_agrees_to_it() {
         stream.write_all(b"S").unwrap();
         echo(stream);
     });
-    let proxy = between(&backend, "", "");
+    let proxy = between(&backend);
     let mut client = proxy.connect();
     client.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).unwrap();
     let mut answer = [0];
@@ -112,7 +108,7 @@ fn the_road_is_there_after_a_reload_and_waits_for_its_turn() {
             stream.write_all(&message(b'Z', b"I")).unwrap();
         }
     });
-    let with = |road: &str| sockmap(&backend, "", "splice_after = 2").replace("\"sockmap\"", road);
+    let with = |road: &str| sockmap(&backend, 2).replace("\"sockmap\"", road);
     let proxy = Proxy::start(&with("\"auto\""));
     proxy.wait_candidates(1);
     proxy.rewrite_config(&with("\"sockmap\"").replace("127.0.0.1:0", &proxy.address().to_string()));
@@ -143,7 +139,7 @@ fn is_relayed_without(capability: libc::c_ulong, name: &str) {
     /// linux/capability.h: as good as both.
     const CAP_SYS_ADMIN: libc::c_ulong = 21;
     let backend = Backend::logged_in(echo);
-    let proxy = Proxy::spawn_as(&sockmap(&backend, "", ""), |mut command| {
+    let proxy = Proxy::spawn_as(&sockmap(&backend, 0), |mut command| {
         let drop_them = move || {
             for capability in [CAP_SYS_ADMIN, capability] {
                 // SAFETY: plain system call, as what runs between fork and exec must be.
@@ -172,7 +168,7 @@ fn is_relayed_without(capability: libc::c_ulong, name: &str) {
 #[test]
 fn a_thousand_sessions_leave_nothing_behind() {
     let backend = Backend::logged_in(echo);
-    let proxy = between(&backend, "", "");
+    let proxy = between(&backend);
     let come_and_go = |count: usize| {
         for _ in 0..count {
             let mut client = proxy.connect();
@@ -204,7 +200,7 @@ fn when_pgsplice_is_killed_both_sides_learn_of_it_and_the_kernel_keeps_nothing()
         stream.write_all(&request).unwrap();
         heard.send(read_to_end(&mut stream)).unwrap();
     });
-    let mut proxy = between(&backend, "", "");
+    let mut proxy = between(&backend);
     let mut client = joined(&proxy);
     let objects = bpf_objects(&proxy);
     assert!(objects.len() >= 5, "a program and four maps: {objects:?}");
