@@ -217,6 +217,12 @@ impl Proxy {
             takeover.claim_kernel().await?;
         }
         let found = proxy.start_kernel(&config, &prepared)?;
+        if before.takeover.is_some()
+            && let Some(splice) = proxy.splice()
+        {
+            // Should the takeover fail, the process before us must find its sessions and free slots as it knows them.
+            splice.wait();
+        }
         for (thread, inbox) in inboxes.into_iter().enumerate() {
             worker::start(proxy.clone(), thread, inbox).map_err(|error| ApplyError::Thread { thread, error })?;
         }
@@ -336,8 +342,7 @@ impl Proxy {
     pub(crate) fn cut_in_kernel(&self, id: SessionId, reason: Termination) -> bool {
         let Some(splice) = self.splice() else { return false };
         let Some(index) = self.registry.get(id).and_then(|record| record.slot()) else { return false };
-        self.cut_spliced(&splice, index, reason);
-        true
+        self.cut_spliced(&splice, index, id, reason)
     }
 
     /// Cuts up to `most` of the sessions that are at this backend, whichever they are.

@@ -79,9 +79,9 @@ pub static LABELS: Array<Label> = Array::pinned(MAX_LABELS, 0);
 
 /// What [`crate::program::route::find_again`] remembers, by slot and side modulo the length.
 #[map]
-pub static WAYS: Array<Remembered> = Array::with_max_entries(WAYS_LENGTH, 0);
+pub static WAYS: PerCpuArray<Remembered> = PerCpuArray::with_max_entries(WAYS_LENGTH, 0);
 /// A power of two.
-pub const WAYS_LENGTH: u32 = 16_384;
+pub const WAYS_LENGTH: u32 = 4096;
 
 /// When an interface was last named in an `event::NO_NEIGH`, by its index modulo the length.
 #[map]

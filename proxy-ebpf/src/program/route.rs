@@ -95,7 +95,7 @@ pub fn find_again(packet: impl Packet, l3: usize, v6: bool, flow: &Flow, len: us
     let whose = u64::from(flow.seq_delta) | u64::from(flow.ack_delta) << 32;
     let index = (flow.slot * 2 + u32::from(flow.flags & FLOW_FROM_CLIENT)) % WAYS_LENGTH;
     let Some(place) = WAYS.get_ptr_mut(index) else { return find(packet, l3, v6, flow, len).map(|found| found.0) };
-    // SAFETY: a value of an array map. What another CPU writes meanwhile is of the same flow and nearly always the same.
+    // SAFETY: a value of this CPU's, on which no other XDP program runs meanwhile.
     let last = unsafe { ptr::read(place) };
     if last.flow == whose && now.wrapping_sub(last.since) < GOOD_FOR && len <= last.mtu as usize {
         return Some(Way { ifindex: last.ifindex, macs: Macs { first: last.macs, second: last.more_macs } });

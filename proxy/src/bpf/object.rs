@@ -114,7 +114,7 @@ impl Object {
         ] {
             bytes += sys::memlock(open(name)?.as_fd());
         }
-        if let Some(Map::Array(ways)) = self.ebpf.map(flow::WAYS) {
+        if let Some(Map::PerCpuArray(ways)) = self.ebpf.map(flow::WAYS) {
             bytes += sys::memlock(ways.fd().as_fd());
         }
         let parts = Parts {
@@ -177,7 +177,8 @@ fn capacity(pins: &Pins, wanted: u32) -> Result<u32, LoadError> {
         tracing::warn!(there, wanted, "splice.max_sessions: the sessions in the kernel keep the maps as they are");
         return Ok(there);
     }
-    for (name, ..) in sized(0) {
+    // FLOWS last: as long as it is there, this is done again after a crash.
+    for (name, ..) in sized(0).into_iter().rev() {
         match fs::remove_file(folder.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(LoadError::Splice(error)),
             _ => {}

@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use aya::maps::MapInfo;
 use pgsplice_ebpf::flow::{self, Flow, FlowKey, MAX_LABELS, SessionMeta};
 use pgsplice_ebpf::{LAYOUT_VERSION, guard};
 
@@ -64,12 +65,22 @@ impl Older {
         let mut found = None;
         for layout in pins.other_layouts()? {
             match layout {
-                OLDEST..LAYOUT_VERSION => found = Some(Self { layout }),
+                // One whose version was refused, or that was half removed, has left an empty folder.
+                OLDEST..LAYOUT_VERSION if pins.maps_of(layout).join(flow::FLOWS).exists() => {
+                    found = Some(Self { layout }).filter(|older| !older.is_outlived(pins));
+                }
                 _ if has_flows(pins, layout)? => return Ok(Err(layout)),
                 _ => {}
             }
         }
         Ok(Ok(found))
+    }
+
+    /// Whether this layout has sessions in maps of its own.
+    fn is_outlived(&self, pins: &Pins) -> bool {
+        let id = |layout| MapInfo::from_pin(pins.maps_of(layout).join(flow::FLOWS)).map(|info| info.id());
+        let is_another = id(LAYOUT_VERSION).is_ok_and(|ours| id(self.layout).is_ok_and(|theirs| ours != theirs));
+        is_another && has_flows(pins, LAYOUT_VERSION).unwrap_or(true)
     }
 
     /// Pins for this layout what may be shared. Whatever an earlier attempt left there goes.

@@ -36,6 +36,9 @@ fn owner(pid: &Option<u32>) -> String {
     }
 }
 
+/// What the name of a layout's folder begins with while it is being removed.
+const GOING: &str = "going-";
+
 /// Where on an interface a program sits; each has a folder of links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
@@ -163,7 +166,12 @@ impl Pins {
     pub fn remove_other_layouts(&self) -> Result<Vec<u32>, PinError> {
         let others = self.other_layouts()?;
         for layout in &others {
-            remove_tree(&self.path.join(format!("v{layout}")))?;
+            // First in one step: half a folder must not be taken for a layout.
+            let (from, to) = (self.path.join(format!("v{layout}")), self.path.join(format!("{GOING}{layout}")));
+            fs::rename(&from, to).map_err(|source| PinError::Io { what: "rename", path: from, source })?;
+        }
+        for name in list(&self.path)?.iter().filter(|name| name.starts_with(GOING)) {
+            remove_tree(&self.path.join(name))?;
         }
         Ok(others)
     }

@@ -171,11 +171,13 @@ async fn start(source: Option<Source>, config: Config, log: crate::log::Log, beg
             // It cannot have gone on.
             Err(error) if pid.is_some_and(Takeover::is_over) => tracing::warn!(pid, "{error}, and has ended"),
             Err(error) => {
+                proxy.leave_kernel();
                 admin.hand_over();
                 return Err(error.into());
             }
         }
     }
+    proxy.settle_kernel();
     proxy.keep_sockets(before.inherited);
     let (version, socket) = (env!("CARGO_PKG_VERSION"), admin.socket.display());
     tracing::info!(version, threads = proxy.threads, admin = %socket, "running");

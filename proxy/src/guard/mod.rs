@@ -78,10 +78,23 @@ impl Guard {
     /// `listeners` are the bound addresses with the names to count them under. An error leaves the host as it was,
     /// except that a program left by a process before us stays.
     pub fn start(config: &config::Guard, listeners: &[(String, SocketAddr)]) -> Result<Self, GuardError> {
-        Self::start_with_splice(config, &config::Splice { max_sessions: 1, ..config::Splice::default() }, listeners)
+        let splice = config::Splice { max_sessions: 1, ..config::Splice::default() };
+        let guard = Self::start_with_splice(config, &splice, listeners)?;
+        guard.settle()?;
+        Ok(guard)
     }
 
-    /// The same with the programs of the splice on its interfaces.
+    /// No process before us needs its maps any more: those of other layouts go.
+    pub fn settle(&self) -> Result<(), PinError> {
+        for layout in self.kernel.settle()? {
+            tracing::warn!(
+                "removed the maps of another pgsplice version (v{layout}); its counters and its deny list from the command line are gone"
+            );
+        }
+        Ok(())
+    }
+
+    /// The same with the programs of the splice on its interfaces. [`Self::settle`] is to follow.
     pub fn start_with_splice(
         config: &config::Guard,
         splice: &config::Splice,
@@ -103,11 +116,6 @@ impl Guard {
                 tracing::warn!("cannot take back what the guard did before it failed: {also}");
             }
             return Err(error);
-        }
-        for layout in guard.kernel.settle()? {
-            tracing::warn!(
-                "removed the maps of another pgsplice version (v{layout}); its counters and its deny list from the command line are gone"
-            );
         }
         Ok(guard)
     }

@@ -52,6 +52,27 @@ impl Proxy {
         }
     }
 
+    /// What is in the kernel is ours alone from now on.
+    pub fn settle_kernel(&self) {
+        if let Some(guard) = self.guard.load_full()
+            && let Err(error) = guard.settle()
+        {
+            tracing::error!("the maps of another pgsplice version stay: {error}");
+        }
+        if let Some(splice) = self.splice() {
+            splice.take_back();
+        }
+    }
+
+    /// It stays the other process's: this one ends.
+    pub fn leave_kernel(&self) {
+        if let Some(guard) = self.guard.load_full()
+            && let Err(error) = guard.kernel().give_back()
+        {
+            tracing::error!("{error}");
+        }
+    }
+
     /// The takeover came to nothing.
     pub fn take_kernel_back(&self) {
         let Some(guard) = self.guard.load_full() else { return };

@@ -208,13 +208,13 @@ async fn spliced(
     };
     splice.table.insert(slot, live.keys[0], port.into_port(), entry, [0; 2]);
     let legs = Legs { client: borrow(client), backend: borrow(&leg) };
-    if let Err(why) = live.release(legs).await {
+    if let Err(why) = live.release(legs, &session.record).await {
         tracing::error!(session = %session.record.id, "the hand-off failed: {why}; the session is cut");
-        session.worker.proxy.cut_spliced(&splice, index, Termination::HandoffFailed);
+        session.worker.proxy.cut_spliced(&splice, index, session.record.id, Termination::HandoffFailed);
     }
     // A cut that was ordered before the session was in the table.
     if let Some(reason) = session.cut.is_ordered() {
-        session.worker.proxy.cut_spliced(&splice, index, reason);
+        session.worker.proxy.cut_spliced(&splice, index, session.record.id, reason);
     }
     Life::Spliced
 }

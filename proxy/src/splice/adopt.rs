@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, UNIX_EPOCH};
 
-use pgsplice_ebpf::flow::{FLOW_FROM_CLIENT, FLOW_TC, Flow, FlowKey, SessionMeta, control};
+use pgsplice_ebpf::flow::{FLOW_FROM_CLIENT, FLOW_TC, Flow, FlowKey, SIDE_FIN_ACKED, SessionMeta, control};
 
 use super::ports::Port;
 use super::table::{Session, Slot};
@@ -104,7 +104,9 @@ impl Splice {
         });
         let record = Arc::new(record);
         let listener = proxy.listeners.load().get(&listener).cloned();
-        if let Some(listener) = &listener {
+        // It ended before us, and was told of; only its flows linger.
+        let is_over = state.side.iter().all(|side| side.flags & SIDE_FIN_ACKED != 0);
+        if let Some(listener) = listener.as_ref().filter(|_| !is_over) {
             listener.live.fetch_add(1, Relaxed);
         }
         let session = Session {
@@ -114,7 +116,12 @@ impl Splice {
             place: None,
             cancel_key: None,
         };
+        let index = slot.index();
         self.table.insert(slot, client.0, port, session, state.side.map(|side| side.bytes));
+        if is_over {
+            drop(self.table.take_session(index));
+            return;
+        }
         self.unattached.fetch_add(1, Relaxed);
         proxy.registry.insert(record);
     }
@@ -146,14 +153,16 @@ impl Splice {
         let (bytes_in, bytes_out) = record.bytes();
         let since = record.accepted_at().duration_since(UNIX_EPOCH).unwrap_or_default();
         let number = |name: &str| self.labels.number(self.maps(), name);
+        let of_client =
+            |name: &Option<String>| self.labels.number_of_client(self.maps(), name.as_deref().unwrap_or_default());
         let meta = SessionMeta {
             id: record.id.0,
             accepted_ms: since.as_millis() as u64,
             bytes: [bytes_in, bytes_out],
             listener: number(&record.listener),
             pool: number(&record.pool),
-            user: number(details.user.as_deref().unwrap_or_default()),
-            database: number(details.database.as_deref().unwrap_or_default()),
+            user: of_client(&details.user),
+            database: of_client(&details.database),
             tls: details.tls.into(),
             pad: [0; 7],
         };

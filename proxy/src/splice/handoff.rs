@@ -13,11 +13,11 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgsplice_ebpf::flow::{
     FLOW_FROM_CLIENT, FLOW_REDIRECT, FLOW_TC, FLOW_TIMESTAMPS, FLOW_XDP, Flow, FlowKey, NO_LISTENER, SIDE_RST,
-    SessionState, SideState, WATCH_MOVED, WATCH_TC, WATCH_TIMESTAMPS, WATCH_XDP, Watch, control,
+    SessionState, SideState, WATCH_MOVED, WATCH_ODD, WATCH_TC, WATCH_TIMESTAMPS, WATCH_XDP, Watch, control,
 };
 
 use super::sockets::{self, Numbers, TcpInfo};
@@ -30,6 +30,9 @@ use crate::session::{SessionRecord, Termination};
 /// How long a packet that passed the program before the flows were there may take to reach the sockets' filter. It is in
 /// the hands of another CPU's interrupt then.
 const GRACE: Duration = Duration::from_millis(1);
+
+/// How long held bytes are still repeated for a session that is in the table no more.
+const GONE: Duration = Duration::from_secs(5);
 
 /// TSvals go on this much above this kernel's own clock, in its ticks (milliseconds): the clock may tick between its
 /// reading and the last packet that carries it.
@@ -126,7 +129,7 @@ impl Splice {
         for (watch, key) in watches.iter_mut().zip(&keys) {
             // Before the clock is read: see [`deltas`].
             *watch = self.maps().watch(key)?.filter(|watch| watch.ifindex != 0).ok_or(Why::Unseen)?;
-            if watch.flags & WATCH_MOVED != 0 {
+            if watch.flags & (WATCH_MOVED | WATCH_ODD) != 0 {
                 return Err(Why::Moved.into());
             }
         }
@@ -276,14 +279,19 @@ impl Drop for Holding<'_> {
 impl Live {
     /// Waits until the client has acknowledged the held bytes (this kernel sends them again where they are lost), then
     /// has both sockets close without a packet. Err: bytes got past the hand-off, which must not happen; cut it.
-    pub async fn release(&self, legs: Legs<'_>) -> Result<(), &'static str> {
+    pub async fn release(&self, legs: Legs<'_>, record: &SessionRecord) -> Result<(), &'static str> {
         let maps = self.splice.maps();
         let index = self.index;
         let sent = self.numbers[1].receive;
         let mut pause = Duration::from_millis(1);
+        let mut gone: Option<Instant> = None;
         loop {
             let acknowledged = maps.state(index).side[1].acked.wrapping_sub(sent) as i32 >= 0;
-            if acknowledged || maps.control(index) != control::LIVE || !self.splice.table.is_live(index) {
+            if acknowledged || maps.control(index) != control::LIVE {
+                break;
+            }
+            // It has ended; or another process has it, and the client still waits for what only this socket can repeat.
+            if record.slot() != Some(index) && gone.get_or_insert_with(Instant::now).elapsed() > GONE {
                 break;
             }
             ring::sleep(pause).await;

@@ -8,6 +8,9 @@ use pgsplice_ebpf::flow::{Label, MAX_LABELS};
 
 use crate::bpf::SpliceMaps;
 
+/// Kept for listeners and pools.
+const RESERVED: u32 = 1024;
+
 /// A number is never given up: a session may still have it.
 #[derive(Debug)]
 pub struct Labels(Mutex<Known>);
@@ -27,6 +30,15 @@ impl Labels {
     /// The number of a name, a new one if need be. When all are used, that of the empty name: a process after us does not
     /// find what such a session belonged to.
     pub fn number(&self, maps: &SpliceMaps, name: &str) -> u16 {
+        self.number_below(MAX_LABELS, maps, name)
+    }
+
+    /// The same for what clients say, of which there may be any number: the last thousand numbers are not for them.
+    pub fn number_of_client(&self, maps: &SpliceMaps, name: &str) -> u16 {
+        self.number_below(MAX_LABELS - RESERVED, maps, name)
+    }
+
+    fn number_below(&self, end: u32, maps: &SpliceMaps, name: &str) -> u16 {
         if name.is_empty() {
             return 0;
         }
@@ -35,7 +47,7 @@ impl Labels {
         if let Some(number) = known.numbers.get(name) {
             return *number;
         }
-        let Some(number) = known.free() else { return 0 };
+        let Some(number) = known.free(end) else { return 0 };
         if let Err(error) = maps.set_label(u32::from(number), name) {
             tracing::warn!(name, "the name cannot be kept for the next process: {error}");
             return 0;
@@ -64,9 +76,9 @@ impl Known {
         known
     }
 
-    fn free(&self) -> Option<u16> {
+    fn free(&self, end: u32) -> Option<u16> {
         let next = self.names.len();
-        (next < MAX_LABELS as usize).then_some(next as u16)
+        (next < end as usize).then_some(next as u16)
     }
 
     fn insert(&mut self, number: u16, name: String) {
@@ -85,10 +97,10 @@ mod tests {
     #[test]
     fn numbers_go_up_to_the_end_and_zero_is_nobody() {
         let mut known = Known { names: vec![String::new()], numbers: HashMap::new() };
-        assert_eq!(known.free(), Some(1));
+        assert_eq!(known.free(MAX_LABELS), Some(1));
         known.insert(7, "app".into());
-        assert_eq!((known.free(), known.numbers["app"]), (Some(8), 7));
+        assert_eq!((known.free(MAX_LABELS), known.free(8), known.numbers["app"]), (Some(8), None, 7));
         known.insert(MAX_LABELS as u16 - 1, "last".into());
-        assert_eq!(known.free(), None);
+        assert_eq!(known.free(MAX_LABELS), None);
     }
 }

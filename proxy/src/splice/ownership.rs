@@ -53,6 +53,11 @@ impl Splice {
         }
     }
 
+    /// A process before us still steers what is in the kernel.
+    pub fn wait(&self) {
+        self.ownership.lent.store(true, SeqCst);
+    }
+
     /// The other process is gone.
     pub fn take_back(&self) {
         self.ownership.lent.store(false, SeqCst);

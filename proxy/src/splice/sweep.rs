@@ -23,7 +23,7 @@ use super::{Road, Splice, address};
 use crate::bpf::Events;
 use crate::config;
 use crate::proxy::Proxy;
-use crate::session::{Termination, end};
+use crate::session::{SessionId, Termination, end};
 
 const TICK: Duration = Duration::from_secs(1);
 /// How long the flows of a closed session stay, for a FIN that is repeated because its acknowledgement was lost.
@@ -104,7 +104,8 @@ impl Sweep {
                 let mut due = None;
                 self.splice.table.with(event.slot, |entry| due = self.look(entry, event.slot, false));
                 self.carry_out(proxy, event.slot, due);
-                if event.kind == event::REUSED {
+                // The event may be older than the session that has the slot now.
+                if event.kind == event::REUSED && self.is_gone(event.slot) {
                     self.release(event.slot);
                 }
             }
@@ -219,11 +220,27 @@ impl Sweep {
                     self.release(index);
                 }
             }
-            Some(Due::Cut(reason)) => proxy.cut_spliced(&self.splice, index, reason),
+            Some(Due::Cut(reason)) => {
+                // Only this thread frees a slot: the session is the one that was looked at, or has ended.
+                let id = self.splice.table.with(index, |entry| entry.session.as_ref().map(|one| one.record.id));
+                if let Some(id) = id.flatten() {
+                    proxy.cut_spliced(&self.splice, index, id, reason);
+                }
+            }
             Some(Due::Probe(sides)) => {
                 (0..2).filter(|side| sides[*side]).for_each(|side| self.probe(index, side));
             }
         }
+    }
+
+    /// Whether the session in this slot has ended, and its flows are not there any more.
+    fn is_gone(&self, index: u32) -> bool {
+        let keys = self.splice.table.with(index, |entry| entry.session.is_none().then(|| entry.keys())).flatten();
+        let is_there = |key: &FlowKey| match self.splice.maps().flow(key) {
+            Ok(flow) => flow.is_some_and(|flow| flow.slot == index),
+            Err(_) => true,
+        };
+        keys.is_some_and(|keys| !keys.iter().any(is_there))
     }
 
     /// The entry has lingered long enough, or its flows are gone.
@@ -357,12 +374,13 @@ impl Proxy {
         }
     }
 
-    /// RST to both ends; whatever comes from them later is answered with RST by the programs.
-    pub(crate) fn cut_spliced(&self, splice: &Splice, index: u32, reason: Termination) {
-        let Some(keys) = splice.table.with(index, |entry| entry.keys()) else { return };
+    /// RST to both ends; whatever comes from them later is answered with RST by the programs. False if it is not there.
+    pub(crate) fn cut_spliced(&self, splice: &Splice, index: u32, id: SessionId, reason: Termination) -> bool {
+        let Some(keys) = splice.table.keys_of(index, id) else { return false };
         splice.maps().set_control(index, control::CUT);
         splice.reset(&keys);
         self.end_spliced(splice, index, reason);
+        true
     }
 }
 

@@ -13,7 +13,7 @@ use crate::pg::cancel::Remembered;
 use crate::pool::Pool;
 use crate::proxy::Listener;
 use crate::session::connect::PlaceGuard;
-use crate::session::{SessionRecord, Termination};
+use crate::session::{SessionId, SessionRecord, Termination};
 
 #[derive(Clone, Debug)]
 pub struct Table(Arc<Mutex<Inner>>);
@@ -99,7 +99,7 @@ impl Table {
 
     pub fn insert(&self, slot: Slot, client: FlowKey, port: Port, session: Session, counted: [u64; 2]) {
         let index = slot.index;
-        session.record.set_slot(Some(index));
+        let record = session.record.clone();
         let entry = Spliced { client, session: Some(session), ended: None, probes: [0; 2], counted, port, slot };
         let mut inner = self.0.lock();
         if inner.entries.len() <= index as usize {
@@ -107,6 +107,8 @@ impl Table {
         }
         inner.entries[index as usize] = Some(Box::new(entry));
         inner.live += 1;
+        // Whoever sees it finds the entry.
+        record.set_slot(Some(index));
     }
 
     /// Whether the session in this slot has not ended.
@@ -123,6 +125,12 @@ impl Table {
     /// Entries that have a slot, up to here; for going through all of them.
     pub fn end(&self) -> u32 {
         self.0.lock().entries.len() as u32
+    }
+
+    /// The keys of a session that has not ended, if it is in this slot.
+    pub fn keys_of(&self, index: u32, id: SessionId) -> Option<[FlowKey; 2]> {
+        let is_it = |entry: &Spliced| entry.session.as_ref().is_some_and(|session| session.record.id == id);
+        self.with(index, |entry| is_it(entry).then(|| entry.keys()))?
     }
 
     /// Looks at the entry in a slot.
