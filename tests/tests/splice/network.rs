@@ -157,8 +157,8 @@ fn a_link_layer_address_that_changes_in_silence_is_found_by_asking() {
             let proxy = rig.host("proxy").output(["cat", "/sys/class/net/eth1/address"]).unwrap();
             let address = rig.host("proxy").v4_on("back").unwrap();
             let change = format!(
-                "ip neigh replace {address} lladdr {} nud permanent dev eth0; \
-                 ip link set eth0 address 02:00:00:00:00:77",
+                "ip link set eth0 address 02:00:00:00:00:77; \
+                 ip neigh replace {address} lladdr {} nud permanent dev eth0",
                 proxy.trim()
             );
             rig.host("backend").run(["sh", "-ec", &change]).unwrap();

@@ -186,7 +186,7 @@ impl Rig {
     }
 
     pub fn sessions(&self) -> Vec<Value> {
-        self.proxy().json(&["sessions"]).unwrap()["sessions"].as_array().unwrap().clone()
+        self.proxy().json(&["sessions", "--limit", "1000000"]).unwrap()["sessions"].as_array().unwrap().clone()
     }
 
     pub fn on_road(&self, road: &str) -> usize {
