@@ -156,16 +156,17 @@ impl Sweep {
         let session = entry.session.as_ref()?;
         let state = self.splice.maps().state(index);
         publish(session, &state, &mut entry.counted);
+        // A RST behind that, as a late packet to a connection that is over is answered with, ends nothing any more.
+        if state.side.iter().all(|side| side.flags & SIDE_FIN_ACKED != 0) {
+            let by_backend = state.side[1].flags & SIDE_FIN_FIRST != 0;
+            return Some(Due::End(if by_backend { Termination::BackendClosed } else { Termination::ClientClosed }));
+        }
         if let Some(side) = state.side.iter().position(|side| side.flags & SIDE_RST != 0) {
             let flow = self.splice.maps().flow(&entry.keys()[side]).ok().flatten();
             // One that is passed on takes the flows with it. One that was dropped, in HOLD behind the hand-off's last
             // look, does not: nobody has told the other end.
             let untold = flow.is_some_and(|flow| flow.slot == index);
             return Some(if untold { Due::Cut(reset_by(side)) } else { Due::End(reset_by(side)) });
-        }
-        if state.side.iter().all(|side| side.flags & SIDE_FIN_ACKED != 0) {
-            let by_backend = state.side[1].flags & SIDE_FIN_FIRST != 0;
-            return Some(Due::End(if by_backend { Termination::BackendClosed } else { Termination::ClientClosed }));
         }
         if timed { self.overdue(&state, session, &mut entry.probes) } else { None }
     }
