@@ -321,7 +321,10 @@ fn an_idle_session_is_cut_at_its_limit() {
 
 #[test]
 fn a_backend_whose_link_layer_address_changes_is_found_again() {
-    on_both(|rig| {
+    // By default an address is believed for up to 45 s, more than the test's patience and TCP's backoff have room for.
+    let soon = "cd /proc/sys/net/ipv4/neigh/eth1; echo 2000 > base_reachable_time_ms; echo 1 > delay_first_probe_time";
+    let set = |setting| Setting { before: vec![("proxy", soon.into())], ..setting };
+    on_both_with(set, |rig| {
         let mut client = rig.spliced();
         client.echo(100).unwrap();
         rig.host("backend")
