@@ -16,6 +16,7 @@ pub mod packet;
 pub mod ports;
 pub mod raw;
 pub mod relay;
+pub mod side;
 pub mod sockets;
 pub mod sockmap;
 pub mod source;

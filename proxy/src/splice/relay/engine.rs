@@ -10,11 +10,12 @@ use slab::Slab;
 use tokio::sync::oneshot;
 
 use super::buffers::{self, Buffers, GROUP, SMALL};
-use super::flow::{Chunk, Half, Second, Session, Side, State};
+use super::flow::{Chunk, Half, Session, State};
 use super::pause::Received;
 use super::{Job, Outcome};
 use crate::ring::{self, ENGINE, Ring};
 use crate::session::{SessionId, Termination};
+use crate::splice::side::{Second, Side};
 
 /// How often limits are looked at and counters published. The engine's clock counts these.
 const TICK: types::Timespec = types::Timespec::new().sec(1);

@@ -9,40 +9,7 @@ use super::buffers::{LARGE, SMALL};
 use super::turn::Watch;
 use super::{Job, Outcome};
 use crate::session::Termination;
-
-/// Seconds of the engine's own clock.
-pub type Second = u32;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    Client = 0,
-    Backend = 1,
-}
-
-impl Side {
-    pub const BOTH: [Self; 2] = [Self::Client, Self::Backend];
-
-    pub fn other(self) -> Self {
-        match self {
-            Self::Client => Self::Backend,
-            Self::Backend => Self::Client,
-        }
-    }
-
-    fn closed(self) -> Termination {
-        match self {
-            Self::Client => Termination::ClientClosed,
-            Self::Backend => Termination::BackendClosed,
-        }
-    }
-
-    pub fn reset(self) -> Termination {
-        match self {
-            Self::Client => Termination::ClientReset,
-            Self::Backend => Termination::BackendReset,
-        }
-    }
-}
+use crate::splice::side::{Second, Side};
 
 /// One session in the engine.
 pub struct Session {

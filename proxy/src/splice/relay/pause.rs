@@ -8,8 +8,9 @@
 use io_uring::opcode;
 
 use super::engine::{Engine, Tag};
-use super::flow::{Chunk, Half, Pause, Session, Side, State};
+use super::flow::{Chunk, Half, Pause, Session, State};
 use super::turn::Verdict;
+use crate::splice::side::Side;
 
 impl Engine {
     /// Shows a chunk that `side` sent to the session's watch. Whether it is to be held.
