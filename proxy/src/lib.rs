@@ -20,5 +20,6 @@ pub mod pool;
 pub mod proxy;
 pub mod ring;
 pub mod session;
+mod sock_diag;
 pub mod splice;
 pub mod switchover;

@@ -206,7 +206,7 @@ async fn spliced(
         place: Some(place),
         cancel_key,
     };
-    splice.table.insert(slot, live.keys[0], port.into_port(), entry, [0; 2]);
+    splice.table.insert(slot, live.keys[0], port.into_port(), entry, [0; 2], false);
     let legs = Legs { client: borrow(client), backend: borrow(&leg) };
     if let Err(why) = live.release(legs, &session.record).await {
         tracing::error!(session = %session.record.id, "the hand-off failed: {why}; the session is cut");
@@ -286,7 +286,7 @@ impl Prospect {
         let turns = std::mem::take(&mut self.turns).saturating_sub(1);
         match stream {
             Stream::Plain(framer) => {
-                let held_max = TcpInfo::of(borrow(client)).map_or(0, |info| info.send_mss as usize);
+                let held_max = TcpInfo::of(borrow(client)).map_or(0, |info| info.send_mss.saturating_sub(1) as usize);
                 Turn::Reply { framer, turns, not_before: self.not_before, held_max }
             }
             Stream::Encrypted | Stream::Unknown => Turn::Quiet { not_before: self.not_before },

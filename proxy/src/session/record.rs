@@ -269,6 +269,8 @@ pub enum Termination {
     Resource,
     /// Bytes got past the hand-off to the kernel, and rather than go on with a gap the session was cut.
     HandoffFailed,
+    /// Cut: the reply that was held at the hand-off has not reached the client, and nobody is left who has it.
+    ReplyLost,
 }
 
 impl Termination {
@@ -297,6 +299,7 @@ impl Termination {
         Self::DrainTimeout,
         Self::Resource,
         Self::HandoffFailed,
+        Self::ReplyLost,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -325,6 +328,7 @@ impl Termination {
             Self::DrainTimeout => "drain-timeout",
             Self::Resource => "resource",
             Self::HandoffFailed => "handoff-failed",
+            Self::ReplyLost => "reply-lost",
         }
     }
 }

@@ -117,7 +117,7 @@ impl Splice {
             cancel_key: None,
         };
         let index = slot.index();
-        self.table.insert(slot, client.0, port, session, state.side.map(|side| side.bytes));
+        self.table.insert(slot, client.0, port, session, state.side.map(|side| side.bytes), true);
         if is_over {
             drop(self.table.take_session(index));
             return;

@@ -5,7 +5,8 @@
 //! 1. [`Splice::qualify`]: both legs were seen on attached interfaces and agree on everything that cannot be rewritten.
 //! 2. [`Splice::hold`]: the numbers are read, the flows installed; payload is now dropped, and so is, by a filter on both
 //!    sockets, what has already passed the program. What was received in between shows in the numbers.
-//! 3. [`Holding::go_live`]: nothing was received: the flows forward, and the held bytes leave by the socket.
+//! 3. [`Holding::go_live`]: nothing was received: the held bytes are put into the socket, the flows forward, and the
+//!    socket is let go. From the one moment on the kernel has both, whatever becomes of this process.
 //! 4. [`Live::release`]: once the client has acknowledged them, both sockets end without a packet.
 //!
 //! Every error before step 3 leaves the session as it was, on sockets that go on.
@@ -88,7 +89,7 @@ pub struct Live {
 }
 
 impl Splice {
-    /// `held` is at most one segment and was not sent to the client. `own_port`: the backend leg's port is one of ours.
+    /// `held` is less than one segment and was not sent to the client. `own_port`: the backend leg's port is one of ours.
     /// `listener` is its id in the guard's maps. `record`: who it is, for a process after us.
     pub async fn hand_off(
         self: &Arc<Self>,
@@ -136,7 +137,8 @@ impl Splice {
         let road = self.road(&watches, wanted, client.is_ipv4())?;
         let infos = [TcpInfo::of(legs.client)?, TcpInfo::of(legs.backend)?];
         let timestamps = agree(&infos, &watches, self.accurate_ecn)?;
-        if held > infos[0].send_mss as usize {
+        // Nor can a whole one be kept back in the socket until the flows forward.
+        if held >= infos[0].send_mss as usize {
             return Err(Why::LongReply.into());
         }
         // Its acknowledgements will not reach this kernel, so it must be able to leave at once and whole.
@@ -221,24 +223,29 @@ impl Holding<'_> {
             Ok(Some(end)) => return end,
             Err(error) => return failed("the check of HOLD", &error),
         }
+        let client = self.legs.client;
+        // It must leave after the flows forward, for what answers it would be dropped; it must be the kernel's before,
+        // for a session that is LIVE survives this process.
+        if let Err(error) = sockets::cork(client) {
+            return failed("the cork", &error);
+        }
+        if let Err(error) = send_all(client, held) {
+            tracing::debug!("the held reply could not be sent: {error}");
+            return Attempt::Dead(Termination::ClientReset);
+        }
         maps.set_control(index, control::LIVE);
+        if let Err(error) = sockets::uncork(client) {
+            tracing::warn!("the held reply leaves late: {error}");
+        }
         let slot = self.slot.take().expect("until it goes live");
-        let live = Live {
+        Attempt::Live(Live {
             splice: self.splice.clone(),
             slot: Some(slot),
             index,
             road: self.road,
             keys: self.keys,
             numbers: self.numbers,
-        };
-        match send_all(self.legs.client, held) {
-            Ok(()) => Attempt::Live(live),
-            Err(error) => {
-                tracing::debug!("the held reply could not be sent: {error}");
-                live.abandon();
-                Attempt::Dead(Termination::ClientReset)
-            }
-        }
+        })
     }
 
     /// Nothing was received since the numbers were read? Nor a FIN just before: it would count as a byte of theirs that
@@ -313,12 +320,6 @@ impl Live {
             conntrack.forget(&self.keys);
         }
         if clean { Ok(()) } else { Err("a socket received bytes after the hand-off") }
-    }
-
-    /// The flows go; the sockets reset both sides when they are closed.
-    fn abandon(self) {
-        self.splice.remove_flows(self.index, &self.keys);
-        self.splice.maps().set_control(self.index, control::FREE);
     }
 }
 
@@ -432,7 +433,7 @@ fn state(plan: &Plan, numbers: &[Numbers; 2], held: u32) -> SessionState {
     SessionState { side }
 }
 
-/// The queues are empty and `bytes` one segment, so all of it is taken at once.
+/// The queues are empty and `bytes` less than a segment, so all of it is taken at once.
 fn send_all(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
     if bytes.is_empty() {
         return Ok(());

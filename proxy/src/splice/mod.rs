@@ -6,9 +6,11 @@
 pub mod adopt;
 pub mod brief;
 mod conntrack;
+mod end;
 mod forwarding;
 pub mod handoff;
 pub mod labels;
+mod limits;
 pub mod model;
 pub mod neighbours;
 pub mod ownership;

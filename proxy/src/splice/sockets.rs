@@ -156,6 +156,17 @@ pub fn undeafen(socket: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { set_raw(socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0i32) }
 }
 
+/// What is written from now on stays in the socket, as long as it is less than a segment (and 200 ms: tcp(7), TCP_CORK).
+/// Once this process is gone it leaves in any case.
+pub fn cork(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_int(socket, libc::TCP_CORK, 1)
+}
+
+/// Takes [`cork`] back: what was written leaves.
+pub fn uncork(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_int(socket, libc::TCP_CORK, 0)
+}
+
 /// The next close(2) sends nothing: no FIN, no RST. Nothing may be written from now on.
 pub fn close_silently(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_int(socket, libc::TCP_REPAIR, TCP_REPAIR_ON)
@@ -251,6 +262,25 @@ mod tests {
         assert_eq!(unread(far.as_fd()).unwrap(), 0);
         assert_eq!(TcpInfo::of(near.as_fd()).unwrap().unacknowledged, 1);
         undeafen(far.as_fd()).unwrap();
+        (&far).read_exact(&mut [0; 5]).unwrap();
+    }
+
+    #[test]
+    fn a_corked_socket_keeps_what_is_written_until_it_is_uncorked_or_closed() {
+        let (near, far) = pair();
+        far.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        near.set_nodelay(true).unwrap();
+        for uncorks in [true, false] {
+            cork(near.as_fd()).unwrap();
+            (&near).write_all(b"hello").unwrap();
+            let nothing = (&far).read(&mut [0; 5]).unwrap_err();
+            assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+            if uncorks {
+                uncork(near.as_fd()).unwrap();
+                (&far).read_exact(&mut [0; 5]).unwrap();
+            }
+        }
+        drop(near);
         (&far).read_exact(&mut [0; 5]).unwrap();
     }
 

@@ -7,23 +7,22 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use pgsplice_ebpf::flow::{
-    Event, FlowKey, NO_SLOT, SIDE_FIN, SIDE_FIN_ACKED, SIDE_FIN_FIRST, SIDE_RST, SessionState, control, event,
-};
+use pgsplice_ebpf::flow::{Event, FlowKey, NO_SLOT, SIDE_FIN_ACKED, SIDE_FIN_FIRST, SIDE_RST, control, event};
 
+use super::end::publish;
+use super::limits::{lacks_reply, overdue, quiet};
 use super::neighbours::{Neighbours, NextHop};
 use super::packet::{self, Segment};
 use super::raw::Raw;
-use super::table::{Session, Spliced, reset_by};
+use super::table::{Spliced, reset_by};
 use super::{Road, Splice, address};
 use crate::bpf::Events;
-use crate::config;
 use crate::proxy::Proxy;
-use crate::session::{SessionId, Termination, end};
+use crate::session::Termination;
+use crate::sock_diag;
 
 const TICK: Duration = Duration::from_secs(1);
 /// How long the flows of a closed session stay, for a FIN that is repeated because its acknowledgement was lost.
@@ -32,8 +31,6 @@ const LINGER: Duration = Duration::from_secs(15);
 const CHUNK: u32 = 1024;
 /// How often the next hops in use are renewed: below the kernel's shortest base_reachable_time/2 (15 s).
 const RENEW_TICKS: u64 = 10;
-/// Unanswered data ends a session after this long where `user_timeout` is 0: about what tcp_retries2 = 15 comes to.
-const UNANSWERED: Duration = Duration::from_secs(924);
 
 /// The thread's state.
 struct Sweep {
@@ -168,47 +165,17 @@ impl Sweep {
             let untold = flow.is_some_and(|flow| flow.slot == index);
             return Some(if untold { Due::Cut(reset_by(side)) } else { Due::End(reset_by(side)) });
         }
-        if timed { self.overdue(&state, session, &mut entry.probes) } else { None }
-    }
-
-    fn overdue(&self, state: &SessionState, session: &Session, probes: &mut [u8; 2]) -> Option<Due> {
-        let now = monotonic_ns();
-        let quiet = state.side.map(|side| Duration::from_nanos(now.saturating_sub(side.last_ns)));
-        let pool = session.pool.as_ref().map(|pool| pool.config.load_full());
-        let listener = session.listener.as_ref().map(|listener| listener.config.load_full());
-        if let Some(pool) = &pool {
-            let both = quiet[0].min(quiet[1]);
-            let passed = |limit: Duration| !limit.is_zero() && both > limit;
-            let half_closed = state.side.iter().any(|side| side.flags & SIDE_FIN != 0);
-            // Quiet and half-closed is the case the limit is for; one that still moves is at work.
-            if half_closed && passed(pool.timeouts.half_closed) {
-                return Some(Due::Cut(Termination::HalfClosedTimeout));
-            }
-            if passed(pool.timeouts.idle) {
-                return Some(Due::Cut(Termination::IdleTimeout));
-            }
+        if !timed {
+            return None;
         }
-        let tcp = [listener.as_ref().map(|l| &l.tcp), pool.as_ref().map(|p| &p.tcp)];
-        let mut ask = [false; 2];
-        for side in [0, 1] {
-            let Some(tcp) = tcp[side] else { continue };
-            // What the other side sent and this one has not acknowledged, while it says nothing at all.
-            let waiting = state.side[1 - side].seq_end.wrapping_sub(state.side[1 - side].acked) as i32 > 0;
-            let limit = if tcp.user_timeout.is_zero() { UNANSWERED } else { tcp.user_timeout };
-            if waiting && quiet[side] > limit {
-                return Some(Due::Cut(reset_by(side)));
-            }
-            match keepalive(tcp, quiet[side], probes[side]) {
-                Keepalive::Heard => probes[side] = 0,
-                Keepalive::Wait => {}
-                Keepalive::Probe => {
-                    probes[side] += 1;
-                    ask[side] = true;
-                }
-                Keepalive::Dead => return Some(Due::Cut(reset_by(side))),
-            }
+        let lacks_reply = entry.adopted && lacks_reply(&state);
+        // The numbers are not read at one moment; those of two ticks do not agree by chance.
+        let lacked_reply = std::mem::replace(&mut entry.lacks_reply, lacks_reply);
+        match overdue(&state, quiet(&state), session, &mut entry.probes) {
+            Some(Due::Cut(reason)) => Some(Due::Cut(reason)),
+            _ if lacks_reply && lacked_reply => Some(Due::Reply),
+            due => due,
         }
-        ask.contains(&true).then_some(Due::Probe(ask))
     }
 
     fn carry_out(&self, proxy: &Proxy, index: u32, due: Option<Due>) {
@@ -228,10 +195,23 @@ impl Sweep {
                     proxy.cut_spliced(&self.splice, index, id, reason);
                 }
             }
+            Some(Due::Reply) if self.has_socket(index) => {}
+            Some(Due::Reply) => self.carry_out(proxy, index, Some(Due::Cut(Termination::ReplyLost))),
             Some(Due::Probe(sides)) => {
                 (0..2).filter(|side| sides[*side]).for_each(|side| self.probe(index, side));
             }
         }
+    }
+
+    /// Whether this kernel has a socket towards the client of the session in this slot: that of a process that hands over
+    /// to us, or what one that was killed has left behind.
+    fn has_socket(&self, index: u32) -> bool {
+        let Some([client, _]) = self.splice.table.with(index, |entry| entry.keys()) else { return true };
+        let (own, peer) = (address(client.dst, client.dst_port), address(client.src, client.src_port));
+        sock_diag::is_there(own, peer).unwrap_or_else(|error| {
+            tracing::debug!("a session's socket: {error}");
+            true
+        })
     }
 
     /// Whether the session in this slot has ended, and its flows are not there any more.
@@ -311,184 +291,12 @@ impl Sweep {
 }
 
 /// What a look at a session found.
-enum Due {
+pub(super) enum Due {
     /// The ends have ended it themselves.
     End(Termination),
     Cut(Termination),
+    /// The client lacks the reply that was held at the hand-off: cut it, if nobody is left to send it.
+    Reply,
     /// These sides have been quiet: ask whether they are there. One's answer says nothing of the other.
     Probe([bool; 2]),
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Keepalive {
-    Heard,
-    Wait,
-    Probe,
-    Dead,
-}
-
-/// As the kernel does for a socket of its own (tcp(7), TCP_KEEPIDLE and its kin).
-fn keepalive(tcp: &config::Tcp, quiet: Duration, probes: u8) -> Keepalive {
-    if tcp.keepalive_idle.is_zero() || quiet < tcp.keepalive_idle {
-        return Keepalive::Heard;
-    }
-    let due = tcp.keepalive_idle + tcp.keepalive_interval * u32::from(probes);
-    match quiet >= due {
-        false => Keepalive::Wait,
-        true if u32::from(probes) < tcp.keepalive_count => Keepalive::Probe,
-        true => Keepalive::Dead,
-    }
-}
-
-/// Adds what the session has moved since the last time to the counters others read.
-pub fn publish(session: &Session, state: &SessionState, counted: &mut [u64; 2]) {
-    let [bytes_in, bytes_out] = [0, 1].map(|side: usize| {
-        let more = state.side[side].bytes.saturating_sub(counted[side]);
-        counted[side] += more;
-        more
-    });
-    if bytes_in == 0 && bytes_out == 0 {
-        return;
-    }
-    session.record.count(bytes_in, bytes_out);
-    if let Some(listener) = &session.listener {
-        listener.counters.bytes_in.fetch_add(bytes_in, Relaxed);
-        listener.counters.bytes_out.fetch_add(bytes_out, Relaxed);
-    }
-    if let Some(place) = &session.place {
-        place.backend().counters.bytes_in.fetch_add(bytes_in, Relaxed);
-        place.backend().counters.bytes_out.fetch_add(bytes_out, Relaxed);
-    }
-}
-
-impl Proxy {
-    /// The session in this slot is over: counts, log, place. Its flows linger.
-    fn end_spliced(&self, splice: &Splice, index: u32, reason: Termination) {
-        let state = splice.maps().state(index);
-        splice.table.with(index, |entry| {
-            if let Some(session) = &entry.session {
-                publish(session, &state, &mut entry.counted);
-            }
-        });
-        if let Some(session) = splice.table.take_session(index) {
-            end::account_spliced(self, session, reason);
-        }
-    }
-
-    /// RST to both ends; whatever comes from them later is answered with RST by the programs. False if it is not there.
-    pub(crate) fn cut_spliced(&self, splice: &Splice, index: u32, id: SessionId, reason: Termination) -> bool {
-        let Some(keys) = splice.table.keys_of(index, id) else { return false };
-        splice.maps().set_control(index, control::CUT);
-        splice.reset(&keys);
-        self.end_spliced(splice, index, reason);
-        true
-    }
-}
-
-impl Splice {
-    /// A RST to both ends, with the numbers the flows hold.
-    fn reset(&self, keys: &[FlowKey; 2]) {
-        let raw = match Raw::open() {
-            Ok(raw) => raw,
-            Err(error) => {
-                return tracing::warn!("no RST is sent, the programs answer the next packet with one: {error}");
-            }
-        };
-        for side in [0, 1] {
-            match self.segment_to(side, keys, packet::RST | packet::ACK, false) {
-                Ok(Some(segment)) => {
-                    // The end takes a RST only at exactly the number it expects (RFC 5961): what it has acknowledged,
-                    // or, where its acknowledgement is still to come, what it was sent.
-                    let ahead =
-                        Segment { sequence: segment.sequence.wrapping_add(self.unacknowledged(side, keys)), ..segment };
-                    for one in [Some(segment), (ahead != segment).then_some(ahead)].into_iter().flatten() {
-                        if let Err(error) = raw.send(packet::ip(one.way.dst), &one.bytes()) {
-                            tracing::debug!("RST: {error}");
-                        }
-                    }
-                }
-                Ok(None) => {}
-                Err(error) => tracing::debug!("RST: {error}"),
-            }
-        }
-    }
-
-    /// Bytes sent to a side that it has not acknowledged.
-    fn unacknowledged(&self, side: usize, keys: &[FlowKey; 2]) -> u32 {
-        let Ok(Some(flow)) = self.maps().flow(&keys[1 - side]) else { return 0 };
-        let sender = self.maps().state(flow.slot).side[1 - side];
-        let behind = sender.seq_end.wrapping_sub(sender.acked);
-        if (behind as i32) < 0 { 0 } else { behind }
-    }
-
-    /// A segment without payload to a side, in the numbers the other side's packets would reach it with. `None` if the
-    /// flows are gone. `before`: one number below what it expects, as a keepalive is.
-    fn segment_to(
-        &self,
-        side: usize,
-        keys: &[FlowKey; 2],
-        flags: u8,
-        before: bool,
-    ) -> std::io::Result<Option<Segment>> {
-        // What comes from the other side and leaves to this one.
-        let Some(flow) = self.maps().flow(&keys[1 - side])? else { return Ok(None) };
-        let state = self.maps().state(flow.slot);
-        let (this, other) = (state.side[side], state.side[1 - side]);
-        let timestamps = (flow.flags & pgsplice_ebpf::flow::FLOW_TIMESTAMPS != 0)
-            .then(|| (other.tsval.wrapping_add(flow.tsval_delta), this.tsval));
-        Ok(Some(Segment {
-            way: flow.out,
-            sequence: other.acked.wrapping_add(flow.seq_delta).wrapping_sub(u32::from(before)),
-            acknowledgement: this.acked,
-            flags,
-            window: (this.window >> flow.out_wscale).min(0xffff) as u16,
-            timestamps,
-        }))
-    }
-
-    /// Whose packet left as `way`: its own addresses and its flow.
-    fn source_of(&self, way: &FlowKey) -> std::io::Result<Option<(FlowKey, pgsplice_ebpf::flow::Flow)>> {
-        let Some(answers) = self.maps().flow(&way.reversed())? else { return Ok(None) };
-        let source = answers.out.reversed();
-        Ok(self.maps().flow(&source)?.map(|flow| (source, flow)))
-    }
-
-    /// Those of this session only: a client that uses its port again at once has made the next session on the same key
-    /// by the time the end of this one is heard of.
-    pub(crate) fn remove_flows(&self, index: u32, keys: &[FlowKey; 2]) {
-        let remove = |key: &FlowKey| match self.maps().flow(key)? {
-            Some(flow) if flow.slot == index => self.maps().remove_flow(key),
-            _ => Ok(false),
-        };
-        for key in keys {
-            if let Err(error) = remove(key) {
-                tracing::error!("a flow stays: {error}");
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_quiet_side_is_asked_and_then_given_up() {
-        let tcp = config::Tcp {
-            keepalive_idle: Duration::from_secs(60),
-            keepalive_interval: Duration::from_secs(10),
-            keepalive_count: 2,
-            ..config::Tcp::default()
-        };
-        let at = |seconds, probes| keepalive(&tcp, Duration::from_secs(seconds), probes);
-        assert_eq!(at(59, 0), Keepalive::Heard);
-        assert_eq!(at(60, 0), Keepalive::Probe);
-        assert_eq!(at(61, 1), Keepalive::Wait);
-        assert_eq!(at(70, 1), Keepalive::Probe);
-        assert_eq!(at(79, 2), Keepalive::Wait);
-        assert_eq!(at(80, 2), Keepalive::Dead);
-        assert_eq!(at(3, 2), Keepalive::Heard);
-        let off = config::Tcp { keepalive_idle: Duration::ZERO, ..tcp };
-        assert_eq!(keepalive(&off, Duration::from_secs(1 << 30), 0), Keepalive::Heard);
-    }
 }

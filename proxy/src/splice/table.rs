@@ -49,6 +49,10 @@ pub struct Spliced {
     ended: Option<u32>,
     /// Keepalives sent to each side since it was last heard.
     pub probes: [u8; 2],
+    /// Of a process before us, whose socket may be gone before the client had the reply it was handed over with.
+    pub adopted: bool,
+    /// An adopted one's client lacked that reply when it was last looked at.
+    pub lacks_reply: bool,
     /// Bytes of each side that are in the counters already.
     pub counted: [u64; 2],
     pub port: Port,
@@ -97,10 +101,12 @@ impl Table {
         in_use.iter().map(|index| Slot { index: *index, table: self.clone() }).collect()
     }
 
-    pub fn insert(&self, slot: Slot, client: FlowKey, port: Port, session: Session, counted: [u64; 2]) {
+    pub fn insert(&self, slot: Slot, client: FlowKey, port: Port, session: Session, counted: [u64; 2], adopted: bool) {
         let index = slot.index;
         let record = session.record.clone();
-        let entry = Spliced { client, session: Some(session), ended: None, probes: [0; 2], counted, port, slot };
+        let session = Some(session);
+        let (ended, probes, lacks_reply) = Default::default();
+        let entry = Spliced { client, session, ended, probes, adopted, lacks_reply, counted, port, slot };
         let mut inner = self.0.lock();
         if inner.entries.len() <= index as usize {
             inner.entries.resize_with(index as usize + 1, || None);

@@ -5,6 +5,7 @@
 
 mod frame;
 mod handoff;
+mod killed;
 mod legs;
 mod many;
 mod network;

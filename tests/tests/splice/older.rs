@@ -32,7 +32,7 @@ pub fn folder(host: &Host) -> PathBuf {
     pins(host).join("v2")
 }
 
-fn pins(host: &Host) -> PathBuf {
+pub fn pins(host: &Host) -> PathBuf {
     PathBuf::from(format!("/proc/{}/root/sys/fs/bpf/pgsplice", host.holder()))
 }
 

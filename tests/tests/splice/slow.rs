@@ -1,4 +1,4 @@
-//! A process that is kept from the CPU at the worst of moments: after each system call of the kinds a test names.
+//! A process that is kept from the CPU at the worst of moments: before or after each system call of the kinds a test names.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -11,9 +11,18 @@ use xtask::lab::until;
 pub struct Slow(Child);
 
 impl Slow {
-    /// `calls` as strace names them, separated by commas. Threads that start later are slowed, too.
+    /// After each of `calls`, as strace names them, separated by commas. Threads that start later are slowed, too.
     pub fn down(pid: i32, calls: &str, by: Duration) -> Result<Self> {
-        let inject = format!("inject={calls}:delay_exit={}", by.as_micros());
+        Self::inject(pid, calls, "delay_exit", by)
+    }
+
+    /// The same, before each.
+    pub fn before(pid: i32, calls: &str, by: Duration) -> Result<Self> {
+        Self::inject(pid, calls, "delay_enter", by)
+    }
+
+    fn inject(pid: i32, calls: &str, when: &str, by: Duration) -> Result<Self> {
+        let inject = format!("inject={calls}:{when}={}", by.as_micros());
         let mut command = Command::new("strace");
         command.args([
             "-f",
