@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use pgsplice_ebpf::flow::{Event, FlowKey, NO_SLOT, SIDE_FIN_ACKED, SIDE_FIN_FIRST, SIDE_RST, control, event};
 
 use super::end::publish;
-use super::limits::{lacks_reply, overdue, quiet};
+use super::limits::{is_awaited, lacks_reply, overdue, quiet};
 use super::neighbours::{Neighbours, NextHop};
 use super::packet::{self, Segment};
 use super::raw::Raw;
@@ -31,6 +31,8 @@ const LINGER: Duration = Duration::from_secs(15);
 const CHUNK: u32 = 1024;
 /// How often the next hops in use are renewed: below the kernel's shortest base_reachable_time/2 (15 s).
 const RENEW_TICKS: u64 = 10;
+/// Data that stays unanswered this long may be on its way to a link-layer address that is nobody's any more.
+const DOUBTFUL: Duration = Duration::from_secs(2);
 
 /// The thread's state.
 struct Sweep {
@@ -99,7 +101,7 @@ impl Sweep {
         match event.kind {
             event::RESET | event::CLOSED | event::REUSED if event.slot != NO_SLOT => {
                 let mut due = None;
-                self.splice.table.with(event.slot, |entry| due = self.look(entry, event.slot, false));
+                self.splice.table.with(event.slot, |entry| due = self.look(entry, event.slot, None));
                 self.carry_out(proxy, event.slot, due);
                 // The event may be older than the session that has the slot now.
                 if event.kind == event::REUSED && self.is_gone(event.slot) {
@@ -120,6 +122,7 @@ impl Sweep {
         let mut due = Vec::new();
         let mut gone = Vec::new();
         let mut in_use = HashSet::new();
+        let mut silent = HashSet::new();
         let renew = self.ticks.is_multiple_of(RENEW_TICKS);
         for start in (0..self.splice.table.end()).step_by(CHUNK as usize) {
             self.splice.table.each(start..start + CHUNK, |index, entry| {
@@ -128,7 +131,7 @@ impl Sweep {
                     return;
                 }
                 if entry.session.is_some()
-                    && let Some(what) = self.look(entry, index, true)
+                    && let Some(what) = self.look(entry, index, Some(&mut silent))
                 {
                     due.push((index, what));
                 }
@@ -141,15 +144,21 @@ impl Sweep {
         }
         gone.into_iter().for_each(|index| self.release(index));
         due.into_iter().for_each(|(index, what)| self.carry_out(proxy, index, Some(what)));
-        self.renew_all(in_use);
+        self.next_hops(in_use).into_iter().for_each(|hop| self.renew(hop));
+        for hop in self.next_hops(silent) {
+            if let Err(error) = self.neighbours.doubt(hop, Instant::now()) {
+                tracing::debug!(next_hop = %hop.address, "a doubtful neighbour: {error}");
+            }
+        }
         self.splice.attach_adopted();
         if let Some(conntrack) = &self.splice.conntrack {
             conntrack.look();
         }
     }
 
-    /// What has to be done about a session now, if anything. `timed`: time limits, too.
-    fn look(&self, entry: &mut Spliced, index: u32, timed: bool) -> Option<Due> {
+    /// What has to be done about a session now, if anything. With `silent` time limits are looked at, too, and the sides
+    /// that leave data unanswered put there.
+    fn look(&self, entry: &mut Spliced, index: u32, silent: Option<&mut HashSet<IpAddr>>) -> Option<Due> {
         let session = entry.session.as_ref()?;
         let state = self.splice.maps().state(index);
         publish(session, &state, &mut entry.counted);
@@ -165,13 +174,15 @@ impl Sweep {
             let untold = flow.is_some_and(|flow| flow.slot == index);
             return Some(if untold { Due::Cut(reset_by(side)) } else { Due::End(reset_by(side)) });
         }
-        if !timed {
-            return None;
+        let silent = silent?;
+        let quiet = quiet(&state);
+        for side in (0..2).filter(|side| is_awaited(&state, *side) && quiet[*side] > DOUBTFUL) {
+            silent.insert(packet::ip(entry.keys()[side].src));
         }
         let lacks_reply = entry.adopted && lacks_reply(&state);
         // The numbers are not read at one moment; those of two ticks do not agree by chance.
         let lacked_reply = std::mem::replace(&mut entry.lacks_reply, lacks_reply);
-        match overdue(&state, quiet(&state), session, &mut entry.probes) {
+        match overdue(&state, quiet, session, &mut entry.probes) {
             Some(Due::Cut(reason)) => Some(Due::Cut(reason)),
             _ if lacks_reply && lacked_reply => Some(Due::Reply),
             due => due,
@@ -277,10 +288,9 @@ impl Sweep {
         }
     }
 
-    fn renew_all(&self, in_use: HashSet<IpAddr>) {
-        let hops: HashSet<NextHop> =
-            in_use.into_iter().filter_map(|address| self.neighbours.next_hop(address).ok()).collect();
-        hops.into_iter().for_each(|hop| self.renew(hop));
+    /// On the ways to these.
+    fn next_hops(&self, to: HashSet<IpAddr>) -> HashSet<NextHop> {
+        to.into_iter().filter_map(|address| self.neighbours.next_hop(address).ok()).collect()
     }
 
     fn renew(&self, hop: NextHop) {

@@ -321,26 +321,6 @@ fn an_idle_session_is_cut_at_its_limit() {
 }
 
 #[test]
-fn a_backend_whose_link_layer_address_changes_is_found_again() {
-    // By default an address is believed for up to 45 s, more than the test's patience and TCP's backoff have room for.
-    let soon = "cd /proc/sys/net/ipv4/neigh/eth1; echo 2000 > base_reachable_time_ms; echo 1 > delay_first_probe_time";
-    let set = |setting| Setting { before: vec![("proxy", soon.into())], ..setting };
-    on_both_with(set, |rig| {
-        let mut client = rig.spliced();
-        client.echo(100).unwrap();
-        rig.host("backend")
-            .run([
-                "sh",
-                "-ec",
-                "ip link set eth0 down; ip link set eth0 address 02:00:00:00:00:77; ip link set eth0 up",
-            ])
-            .unwrap();
-        client.echo(100).unwrap();
-        client.get(MB).unwrap();
-    });
-}
-
-#[test]
 fn sigterm_leaves_the_sessions_in_the_kernel_to_the_next_process() {
     on_both(|mut rig| {
         let mut client = rig.spliced();
