@@ -202,3 +202,27 @@ fn no_pause_between_the_readings_makes_a_timestamp_old() {
     };
     on_both_at_once(|setting| setting, test);
 }
+
+#[test]
+fn where_most_sessions_are_brief_each_is_given_a_moment_first() {
+    const SESSIONS: u64 = 24;
+    // The last is told what eleven before it were.
+    const LEARNT_AFTER: f64 = 11.0;
+    on_both_at_once(
+        |setting| Setting { listener: "splice_after = \"auto\"", ..setting },
+        |rig| {
+            let handed_off = || rig.metric("pgsplice_handoffs_total");
+            for number in 1..=SESSIONS {
+                drop(rig.client());
+                rig.wait_ended("client-closed", number);
+            }
+            // A busy machine makes some of them longer than they are.
+            let early = handed_off();
+            assert!((LEARNT_AFTER..LEARNT_AFTER + 4.0).contains(&early), "{early} of {SESSIONS}");
+            let mut stays = rig.client();
+            assert_eq!(handed_off(), early);
+            rig.wait_spliced(1);
+            stays.echo(100).unwrap();
+        },
+    );
+}

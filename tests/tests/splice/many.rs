@@ -223,6 +223,12 @@ async fn connect_all(rig: &Rig, count: usize) -> Vec<Option<Client>> {
     clients
 }
 
+/// For who watches.
+fn tell(rig: &Rig, begun: Instant, what: &str) {
+    let memory = rig.metric("process_resident_memory_bytes") / f64::from(1 << 20);
+    println!("{}: {what} after {:.1?}, {memory:.0} MiB resident", rig.road.name(), begun.elapsed());
+}
+
 /// Those of the fate that it falls to `by` to bring about.
 fn of_fate(count: usize, by: Fate) -> impl Iterator<Item = usize> {
     (0..count).filter(move |number| Fate::of(*number) == by)
@@ -232,7 +238,7 @@ async fn run(rig: &mut Rig, count: usize) {
     let begun = Instant::now();
     let mut clients = connect_all(rig, count).await;
     rig.wait_spliced(count);
-    println!("{}: {count} sessions after {:.1?}", rig.road.name(), begun.elapsed());
+    tell(rig, begun, &format!("{count} sessions in the kernel"));
     all_echo(&mut clients, 0..ROUNDS).await;
 
     for number in of_fate(count, Fate::ClientResets) {
@@ -263,10 +269,10 @@ async fn run(rig: &mut Rig, count: usize) {
             });
         }
     );
-    println!("{}: adopted after {:.1?}", rig.road.name(), begun.elapsed());
 
     let left = count - of_fate(count, Fate::ClientResets).count() - reset.len();
     rig.wait_spliced(left);
+    tell(rig, begun, &format!("pgsplice killed, {left} sessions adopted, {} reset by their ends", count - left));
     let sessions = rig.sessions();
     for session in sessions.iter().filter(|one| addresses.iter().any(|address| one["client"] == address.as_str())) {
         rig.proxy().command(&["kill", session["id"].as_str().unwrap()]).unwrap();
@@ -280,7 +286,7 @@ async fn run(rig: &mut Rig, count: usize) {
     drop((clients, killed, reset));
     rig.wait_spliced(0);
     rig.wait_ended("client-closed", (left - addresses.len()) as u64);
-    println!("{}: over after {:.1?}", rig.road.name(), begun.elapsed());
+    tell(rig, begun, &format!("{} killed by command, the rest at their end", addresses.len()));
 }
 
 #[test]
