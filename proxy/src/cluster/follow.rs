@@ -10,12 +10,19 @@ use tokio::task::JoinSet;
 use super::proof::{Answer, Prober};
 use super::resolve::Resolver;
 use super::store::{self, StoreEvent};
-use super::truth::{Input, Now, Rules, Truth};
+use super::truth::{Input, Now, Pace, Rules, Truth};
 use super::{ClusterView, StoreHealth};
 use crate::config;
 
 /// A proof stands for this many intervals (and one timeout) of silence: a restart of Patroni is no failover.
 const HOLD_INTERVALS: u32 = 5;
+/// Between two questions to a member whose proof everybody waits for.
+const TIGHT_INTERVAL: Duration = Duration::from_millis(15);
+/// An answer that such a member has not given by then is asked for once more beside it: Patroni's REST API has room for
+/// five callers that it has not accepted, and the SYN of one too many is repeated only after a second.
+const ASK_BESIDE: Duration = Duration::from_millis(100);
+/// Questions to one member at a time.
+const MOST_UNANSWERED: usize = 3;
 /// The longest sleep; nothing depends on it.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -36,11 +43,12 @@ struct StoreFeed {
     _task: JoinSet<()>,
 }
 
-/// When a member is asked next.
+/// What has been asked of a member.
 struct Poll {
     api_url: String,
-    due: Instant,
-    running: bool,
+    /// Last; `None`: it is to be asked at once, whatever is under way.
+    asked: Option<Instant>,
+    unanswered: usize,
 }
 
 impl Now {
@@ -101,7 +109,7 @@ impl Follower {
             if let Input::Answered { member, api_url, .. } = &input
                 && let Some(poll) = self.polls.get_mut(member).filter(|poll| poll.api_url == *api_url)
             {
-                poll.running = false;
+                poll.unanswered = poll.unanswered.saturating_sub(1);
             }
             let key_before = self.truth.view().leader_key.clone();
             if let Some(view) = self.truth.take(input, Now::read()) {
@@ -124,37 +132,49 @@ impl Follower {
     /// Starts what is due and says when to come again.
     fn poll_due(&mut self) -> Instant {
         let now = Now::read();
-        let proof = &self.config.proof;
-        let slow = if self.truth.disagrees(now) { proof.fast_interval } else { proof.interval };
-        let awaited = self.truth.awaited(now).map(str::to_owned);
-        let interval = |member: &str| if awaited.as_deref() == Some(member) { proof.fast_interval / 2 } else { slow };
         let mut before = std::mem::take(&mut self.polls);
         for (member, api_url) in self.truth.to_ask() {
             let poll = before.remove(member).filter(|poll| poll.api_url == api_url);
-            let mut poll = poll.unwrap_or_else(|| Poll { api_url: api_url.into(), due: now.mono, running: false });
-            // Going from slow to fast must not wait for the slow one.
-            poll.due = poll.due.min(now.mono + interval(member));
+            let poll = poll.unwrap_or_else(|| Poll { api_url: api_url.into(), asked: None, unanswered: 0 });
             self.polls.insert(member.into(), poll);
         }
-        for (member, poll) in self.polls.iter_mut().filter(|(_, poll)| !poll.running && poll.due <= now.mono) {
-            poll.running = true;
-            poll.due = now.mono + interval(member);
-            if self.prober.is_err() {
-                self.prober = Prober::new(proof, &self.config.scope).map_err(|error| error.to_string());
+        let mut wake = now.mono + IDLE;
+        for (member, poll) in &mut self.polls {
+            let pace = self.truth.pace(member, now);
+            if poll.due(pace, &self.config.proof, now.mono).is_some_and(|due| due <= now.mono) {
+                poll.asked = Some(now.mono);
+                poll.unanswered += 1;
+                if self.prober.is_err() {
+                    let prober = Prober::new(&self.config.proof, &self.config.scope);
+                    self.prober = prober.map_err(|error| error.to_string());
+                }
+                self.asking.spawn(ask(self.prober.clone(), member.clone(), poll.api_url.clone(), now.mono));
             }
-            self.asking.spawn(ask(self.prober.clone(), member.clone(), poll.api_url.clone(), now.mono));
+            wake = poll.due(pace, &self.config.proof, now.mono).map_or(wake, |due| due.min(wake));
         }
-        let polls = self.polls.values().filter(|poll| !poll.running).map(|poll| poll.due);
         let resolve = self.resolver.poll(self.truth.to_resolve(), now.mono);
-        let wake = polls.chain(resolve).chain(self.truth.deadline(now)).min();
-        wake.unwrap_or(now.mono + IDLE)
+        resolve.into_iter().chain(self.truth.deadline(now)).fold(wake, Instant::min)
     }
 
     /// The leader key moved: every proof asked for before is old news. An answer still under way comes on top.
     fn ask_all_now(&mut self) {
-        let now = Instant::now();
-        for poll in self.polls.values_mut() {
-            poll.due = now;
+        self.polls.values_mut().for_each(|poll| poll.asked = None);
+    }
+}
+
+impl Poll {
+    /// When it is to be asked next; `None`: not before an answer has come.
+    fn due(&self, pace: Pace, proof: &config::ProofConfig, now: Instant) -> Option<Instant> {
+        let interval = match pace {
+            Pace::Slow => proof.interval,
+            Pace::Fast => proof.fast_interval,
+            Pace::Tight => proof.fast_interval.min(TIGHT_INTERVAL),
+        };
+        match (self.asked, self.unanswered) {
+            (_, MOST_UNANSWERED..) => None,
+            (None, _) => Some(now),
+            (Some(asked), 0) => Some(asked + interval),
+            (Some(asked), _) => (pace == Pace::Tight).then_some(asked + ASK_BESIDE),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! `docs/cluster.md` states the rules in prose.
 
 mod changes;
+mod pace;
 mod view;
 mod wal_clock;
 
@@ -17,11 +18,8 @@ use super::patroni::{Keys, PatroniKeys};
 use super::proof::{Answer, is_primary_role};
 use super::resolve::HostPort;
 use super::{Bouncer, ClusterView, Primary, StoreHealth, Switchover};
+pub use pace::Pace;
 use wal_clock::WalClock;
-
-/// How long after a change disagreeing proofs are asked for at the fast interval. A standby cluster disagrees for
-/// ever, and a poll costs the member a query.
-const FAST_FOR: Duration = Duration::from_secs(60);
 
 /// What is held true about one cluster.
 #[derive(Debug)]
@@ -197,31 +195,6 @@ impl Truth {
     pub fn to_resolve(&self) -> BTreeSet<HostPort> {
         let urls = self.keys.members.values().flat_map(|member| [&member.conn_url, &member.proxy_url]);
         urls.flatten().filter_map(|url| HostPort::of_url(url)).collect()
-    }
-
-    /// Whether the leader key and the proofs disagree, so that members are asked at the fast interval.
-    pub fn disagrees(&self, now: Now) -> bool {
-        if now.mono.saturating_duration_since(self.changed) > FAST_FOR {
-            return false;
-        }
-        match &self.named {
-            Named::Unknown => false,
-            Named::Absent { .. } => !self.once_open.is_empty(),
-            Named::Member { name, .. } => {
-                self.open.as_ref().is_none_or(|open| open.member != *name)
-                    || self.words.keys().any(|other| other != name && self.standing_proof(other, now).is_some())
-            }
-        }
-    }
-
-    /// The member everybody waits for: the key names it, and it has not proved itself yet. None once that takes long.
-    pub fn awaited(&self, now: Now) -> Option<&str> {
-        match &self.named {
-            Named::Member { name, .. } if self.open.as_ref().is_none_or(|open| open.member != *name) => {
-                self.disagrees(now).then_some(name)
-            }
-            _ => None,
-        }
     }
 
     /// When time alone may change the view next: send a [`Input::Tick`] then.

@@ -119,6 +119,10 @@ impl World {
     fn why(&self) -> String {
         self.view().closed_because.clone()
     }
+
+    fn pace(&self, member: &str) -> Pace {
+        self.truth.pace(member, self.now)
+    }
 }
 
 fn ms(ms: u64) -> Duration {
@@ -200,6 +204,21 @@ fn the_key_moves_and_the_old_leader_is_cut_before_the_new_one_has_proved() {
     world.pass(ms(100));
     world.proves("pg2", 2);
     assert_eq!((world.primary(), world.cut()), (Some("pg2"), vec!["pg1".into(), "pg3".into()]));
+}
+
+#[test]
+fn only_the_one_everybody_waits_for_is_asked_tightly() {
+    let mut world = World::open();
+    let paces = |world: &World| ["pg1", "pg2", "pg3"].map(|member| world.pace(member));
+    assert_eq!(paces(&world), [Pace::Slow; 3]);
+    world.no_leader();
+    assert_eq!(paces(&world), [Pace::Fast, Pace::Slow, Pace::Slow], "does the old one still prove primary?");
+    world.says("pg1", "demoted", "stopped");
+    assert_eq!(paces(&world), [Pace::Slow; 3]);
+    world.leader("pg2");
+    assert_eq!(paces(&world), [Pace::Slow, Pace::Tight, Pace::Slow]);
+    world.proves("pg2", 2);
+    assert_eq!(paces(&world), [Pace::Slow; 3]);
 }
 
 #[test]
@@ -340,7 +359,8 @@ fn two_writable_primaries_and_only_the_one_the_key_names_is_open() {
     world.proves("pg1", 1);
     assert_eq!(world.primary(), Some("pg2"));
     assert!(world.view().cut.contains_key("pg1"));
-    assert!(world.truth.disagrees(world.now), "asked fast while two prove primary");
+    assert_eq!(world.pace("pg1"), Pace::Fast, "while two prove primary");
+    assert_eq!(world.pace("pg2"), Pace::Slow);
 }
 
 #[test]
@@ -405,10 +425,11 @@ fn standby_leader_is_not_a_primary() {
     world.says("pg1", "standby_leader", "running");
     assert_eq!(world.primary(), None);
     assert!(world.why().ends_with("this is a standby cluster, which has no primary"), "{}", world.why());
-    world.pass(FAST_FOR);
-    world.says("pg1", "standby_leader", "running");
-    world.pass(ms(1));
-    assert!(!world.truth.disagrees(world.now), "not asked fast for ever");
+    assert_eq!(world.pace("pg1"), Pace::Tight);
+    world.pass(ms(5000));
+    assert_eq!(world.pace("pg1"), Pace::Fast);
+    world.pass(ms(55_001));
+    assert_eq!(world.pace("pg1"), Pace::Slow, "not asked fast for ever");
 }
 
 #[test]
