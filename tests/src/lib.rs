@@ -7,6 +7,7 @@
 pub mod bouncer;
 pub mod certificate;
 pub mod local;
+pub mod member;
 pub mod postgres;
 pub mod proxy;
 pub mod raw;

@@ -69,9 +69,10 @@ impl DatabasesFile {
     }
 
     fn text(&self, target: &Target) -> String {
-        let Target { leader, timeline, host, port } = target;
+        // Not the timeline: the file for the next primary is loaded before it has one.
+        let Target { leader, host, port, timeline: _ } = target;
         let mut text = format!(
-            "; Written by pgsplice agent {}: changes made here are lost.\n; {leader}, timeline {timeline}\n[databases]\n",
+            "; Written by pgsplice agent {}: changes made here are lost.\n; {leader}\n[databases]\n",
             self.agent
         );
         for (name, options) in &self.entries {
@@ -90,7 +91,8 @@ impl DatabasesFile {
         for (name, options) in &self.entries {
             hasher.write(format!("{name}\n{options}\n").as_bytes());
         }
-        hasher.write(format!("{target:?}").as_bytes());
+        let Target { leader, host, port, timeline: _ } = target;
+        hasher.write(format!("{leader}\n{host}\n{port}").as_bytes());
         format!("v{:016x}", hasher.finish())
     }
 
@@ -219,6 +221,8 @@ mod tests {
         assert_eq!(problem, "database app points to 10.0.0.1:5432, not 10.0.0.2:5432");
         assert_eq!(file.problem(&[], &old).unwrap(), "database app is not there");
         let promoted = Target { timeline: 2, ..old.clone() };
-        assert_eq!(file.problem(&running(&file, &old), &promoted).unwrap(), "an older version of the file is loaded");
+        assert_eq!(file.problem(&running(&file, &old), &promoted), None);
+        let renamed = Target { leader: "pg9".into(), ..old.clone() };
+        assert_eq!(file.problem(&running(&file, &old), &renamed).unwrap(), "an older version of the file is loaded");
     }
 }

@@ -3,6 +3,7 @@
 //! It follows the cluster as the proxy does, by the same rules. Everything is a comparison of what should be with what
 //! is, repeated: a crash at any step leaves a PgBouncer that works, and the next start carries on from there.
 
+mod ahead;
 mod console;
 mod databases;
 mod hold;
@@ -21,7 +22,7 @@ use crate::cluster::store::{self, Places, Registration};
 use crate::cluster::{self, Bouncer, BouncerState, ClusterHandle, ClusterView, Switchover};
 use crate::config::agent::AgentConfig;
 
-use console::Console;
+use console::{Console, Database};
 pub use databases::MARKER;
 use databases::{DatabasesFile, Target};
 use hold::Hold;
@@ -44,6 +45,8 @@ struct Agent {
     wanted: Option<Instant>,
     /// PgBouncer is paused, or about to be.
     hold: Option<Hold>,
+    /// Where a paused PgBouncer was brought before anybody may use it.
+    ahead: Option<Target>,
     /// What was waited for in vain.
     spent: Option<Cause>,
     /// How long a client waited at most in the last pause.
@@ -92,7 +95,7 @@ pub async fn once(config: AgentConfig, limit: Duration) -> Result<String, String
             let view = views.borrow_and_update().clone();
             agent.aim(&view);
             if view.primary.is_some() {
-                let written = agent.write_file().await;
+                let written = agent.write_file(agent.target.clone()).await;
                 match agent.settle(written, &view).await {
                     Ok(target) => return target.leader,
                     Err(error) => why = error,
@@ -116,6 +119,7 @@ impl Agent {
             target: None,
             wanted: None,
             hold: Hold::left_behind(&config.pgbouncer.databases_file),
+            ahead: None,
             spent: None,
             waited: None,
             old_primaries: OldPrimaries::default(),
@@ -140,14 +144,19 @@ impl Agent {
             self.aim(&view);
             if self.must_hold(&view) {
                 // Whatever the view says next is more important than a transaction that does not end.
-                tokio::select! {
+                let held = tokio::select! {
                     biased;
-                    _ = views.wait_for(|now| now.generation != view.generation) => {}
-                    held = self.hold_back(&view) => self.report_hold(held),
+                    () = turned(&mut views, &view) => continue,
+                    held = self.hold_back(&view) => held,
+                };
+                let is_quiet = held == Ok(true);
+                self.report_hold(held);
+                if is_quiet {
+                    self.go_ahead(&view, &mut views).await;
                 }
                 continue;
             }
-            let written = self.write_file().await;
+            let written = self.write_file(self.target.clone()).await;
             // A newer truth must not wait for a console that hangs: the file is written whole, the rest starts again.
             let outcome = tokio::select! {
                 biased;
@@ -216,7 +225,7 @@ impl Agent {
             Hold::begin(&pgbouncer.databases_file)
         });
         let limit = self.config.cluster.switchover_hold;
-        if let Some(target) = &self.target {
+        if let Some(target) = self.ahead.as_ref().or(self.target.as_ref()) {
             // One that is paused already is somebody else's to resume.
             let more = running.iter().filter(|one| one.halted.is_none() && self.file.owns(one, target));
             let more = more.map(|one| one.name.clone()).collect();
@@ -264,8 +273,8 @@ impl Agent {
         Ok(())
     }
 
-    async fn write_file(&self) -> Result<Option<Target>, String> {
-        let Some(target) = self.target.clone() else { return Ok(None) };
+    async fn write_file(&self, target: Option<Target>) -> Result<Option<Target>, String> {
+        let Some(target) = target else { return Ok(None) };
         let file = self.file.clone();
         let writing = tokio::task::spawn_blocking(move || file.write(&target).map(|()| target));
         match writing.await {
@@ -298,18 +307,27 @@ impl Agent {
         };
         let running = self.console.databases().await.map_err(|error| error.to_string())?;
         let target = target.ok_or("no primary was open since the agent started")?;
-        if self.file.problem(&running, &target).is_some() {
-            self.console.command("RELOAD").await.map_err(|error| error.to_string())?;
-            let running = self.console.databases().await.map_err(|error| error.to_string())?;
-            if let Some(problem) = self.file.problem(&running, &target) {
-                return Err(format!("after RELOAD {problem}: see PgBouncer's log for why it refused the file"));
-            }
+        let had_to_load = self.load(&running, &target).await?;
+        if self.ahead.take().is_some() || had_to_load {
             // PgBouncer lets go of connections to the old address by itself when it reloads; this says so again for
             // those it took in the meantime. It does not wait for them.
             self.console.command("RECONNECT").await.map_err(|error| error.to_string())?;
             self.sweep_until = Some(Instant::now() + SWEEP_FOR);
         }
         Ok(target)
+    }
+
+    /// Has PgBouncer read the file, unless it runs what stands there. Whether it had to.
+    async fn load(&mut self, running: &[Database], target: &Target) -> Result<bool, String> {
+        if self.file.problem(running, target).is_none() {
+            return Ok(false);
+        }
+        self.console.command("RELOAD").await.map_err(|error| error.to_string())?;
+        let running = self.console.databases().await.map_err(|error| error.to_string())?;
+        match self.file.problem(&running, target) {
+            Some(problem) => Err(format!("after RELOAD {problem}: see PgBouncer's log for why it refused the file")),
+            None => Ok(true),
+        }
     }
 
     /// Ends transactions at an old primary: it may go on taking writes, and a client may wait for it for ever.
@@ -433,9 +451,26 @@ impl Agent {
 /// Where the view says the databases should point.
 fn target(view: &ClusterView) -> Option<Target> {
     let primary = view.primary.as_ref()?;
+    target_at(view, &primary.member, primary.timeline)
+}
+
+fn target_at(view: &ClusterView, member: &str, timeline: u32) -> Option<Target> {
     // The host as Patroni has it: where it is a name, TLS needs it.
-    let HostPort { host, port } = HostPort::of_url(view.members.get(&primary.member)?.conn_url.as_ref()?)?;
-    Some(Target { leader: primary.member.clone(), timeline: primary.timeline, host, port })
+    let HostPort { host, port } = HostPort::of_url(view.members.get(member)?.conn_url.as_ref()?)?;
+    Some(Target { leader: member.into(), timeline, host, port })
+}
+
+/// Pends until a view says something else than `seen` of who leads, or is about to.
+async fn turned(views: &mut watch::Receiver<Arc<ClusterView>>, seen: &ClusterView) {
+    let is_same = |now: &ClusterView| {
+        now.leader_key == seen.leader_key
+            && now.primary == seen.primary
+            && now.switchover == seen.switchover
+            && now.cut == seen.cut
+    };
+    if views.wait_for(|now| !is_same(now)).await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Pends until a view wants the databases elsewhere than `seen` did.

@@ -5,7 +5,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod bouncer;
-mod member;
 mod server;
 mod switchover;
 
@@ -15,12 +14,12 @@ use etcd_client::Client;
 use pgsplice::agent;
 use pgsplice::cluster::{Bouncer, BouncerState};
 use pgsplice::config::agent::AgentConfig;
+use pgsplice_tests::member::Member;
 use pgsplice_tests::stores::Etcd;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use bouncer::PgBouncer;
-use member::Member;
 use server::Server;
 
 /// A cluster of two members, one PgBouncer and its agent.
@@ -45,11 +44,7 @@ impl World {
         let members = [Member::start("pg1").await, Member::start("pg2").await];
         let servers = [Server::start("pg1", "127.1.0.1").await, Server::start("pg2", "127.1.0.2").await];
         for (member, (host, server)) in members.iter().zip(["127.1.0.1", "127.1.0.2"].iter().zip(&servers)) {
-            let port = server.port;
-            let json = format!(
-                r#"{{"conn_url":"postgres://{host}:{port}/postgres","api_url":"{}","state":"running","role":"replica"}}"#,
-                member.url()
-            );
+            let json = member.key(&format!("{host}:{}", server.port));
             store.put(format!("/service/lab/members/{}", member.name), json, None).await.unwrap();
         }
         members[0].is_primary(1);

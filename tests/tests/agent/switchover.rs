@@ -26,6 +26,14 @@ impl World {
         self.members[1].is_primary(2);
     }
 
+    async fn until_points_to(&self, host: &str) {
+        let begun = Instant::now();
+        while self.bouncer.host_of("app").await != host {
+            assert!(begun.elapsed() < Duration::from_secs(5), "app never pointed to {host}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     async fn until_state(&mut self, state: BouncerState) {
         self.until(&format!("{state:?}"), |bouncer| bouncer.is_some_and(|bouncer| bouncer.state == state)).await;
     }
@@ -238,10 +246,29 @@ async fn a_deposed_primary_gets_nothing_more_although_the_next_is_not_open_yet()
     world.until_state(BouncerState::Paused).await;
     ask(&busy).await.unwrap_err();
     let waiting = tokio::spawn(async move { ask(&idle).await });
+    // What the next one will need is loaded by now, and nobody gets there before it is open.
+    world.until_points_to("127.1.0.2").await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!waiting.is_finished(), "it waits for the next primary");
+    assert_eq!(world.registered().await.unwrap().leader.as_deref(), Some("pg1"));
     world.members[1].is_primary(2);
     world.until_ready_on("pg2").await;
     assert_eq!(waiting.await.unwrap().unwrap(), "pg2");
+    agent.stop().await;
+}
+
+/// The member that took the key is not promoted, and the old one has it again.
+#[tokio::test]
+async fn databases_that_were_loaded_ahead_go_back_where_the_key_does() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    world.until_ready_on("pg1").await;
+    let client = world.bouncer.client().await;
+    world.store.put("/service/lab/leader", "pg2", None).await.unwrap();
+    world.until_points_to("127.1.0.2").await;
+    world.store.put("/service/lab/leader", "pg1", None).await.unwrap();
+    world.until_ready_on("pg1").await;
+    assert_eq!(world.bouncer.host_of("app").await, "127.1.0.1");
+    assert_eq!(ask(&client).await.unwrap(), "pg1");
     agent.stop().await;
 }
