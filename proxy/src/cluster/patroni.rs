@@ -50,6 +50,8 @@ pub struct MemberKey {
 pub struct DynamicConfig {
     /// Maintenance mode: Patroni watches and changes nothing.
     pub pause: bool,
+    /// A leader goes on without the store while it reaches all others. The `failsafe` key outlives the mode.
+    pub failsafe_mode: bool,
     /// The whole cluster follows another one.
     pub standby_cluster: bool,
     /// `synchronous_mode: quorum`.
@@ -137,9 +139,11 @@ impl DynamicConfig {
         let Some(map) = object(value) else {
             return Self::default();
         };
+        let is_on = |key| map.get(key).and_then(Value::as_bool).unwrap_or(false);
         Self {
             quorum_mode: string(&map, "synchronous_mode").is_some_and(|mode| mode.eq_ignore_ascii_case("quorum")),
-            pause: map.get("pause").and_then(Value::as_bool).unwrap_or(false),
+            pause: is_on("pause"),
+            failsafe_mode: is_on("failsafe_mode"),
             // As in Patroni's GlobalConfig.is_standby_cluster: one of these must be set, an empty section is none.
             standby_cluster: map
                 .get("standby_cluster")

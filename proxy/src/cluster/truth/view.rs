@@ -53,7 +53,7 @@ impl Truth {
             paused: keys.config.pause,
             standby_cluster: keys.config.standby_cluster,
             failover: keys.failover.clone(),
-            failsafe: keys.failsafe.keys().cloned().collect(),
+            failsafe: keys.failsafe.keys().filter(|_| keys.config.failsafe_mode).cloned().collect(),
             history: keys.history.clone(),
         }
     }
