@@ -3,6 +3,7 @@
 
 mod attempts;
 mod load;
+mod trace;
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::lab::cluster::{FLEET_PORT, NODE_LOCAL_PORT};
+use crate::lab::cluster::{FLEET_PORT, NODE_LOCAL_PORT, SCOPE};
 use crate::lab::{self, Host, Lab, LabSpec, Program, interrupt};
 use crate::{build, setup};
 
@@ -33,6 +34,9 @@ pub struct Args {
     /// Only these parts
     #[arg(long, num_args = 1.., value_enum)]
     only: Vec<Part>,
+    /// With each switchover of `connect`, what pgsplice and the agents logged around it
+    #[arg(long)]
+    trace: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -45,6 +49,8 @@ pub enum Part {
     Death,
 }
 
+/// Between two new connections by one way, while switchovers are timed.
+const EVERY: Duration = Duration::from_millis(50);
 const HAPROXY_PORT: u16 = 5000;
 const WAYS: [Way; 3] = [
     Way { name: "pgsplice, fleet", port: FLEET_PORT },
@@ -72,7 +78,7 @@ pub fn run(args: Args) -> Result<()> {
     lab.sql(lab.proxy(), FLEET_PORT, ledger)?;
     let wanted = |part| args.only.is_empty() || args.only.contains(&part);
     if wanted(Part::Connect) {
-        connections(&lab, args.runs).context("new connections")?;
+        connections(&lab, args.runs, args.trace).context("new connections")?;
     }
     if wanted(Part::Load) {
         load::table(&lab).context("switchovers under load")?;
@@ -96,17 +102,18 @@ fn start_haproxy(lab: &Lab) -> Result<()> {
 // === New connections ===
 
 /// From the moment the new primary takes a write to the first row of a new connection, in milliseconds.
-fn connections(lab: &Lab, runs: usize) -> Result<()> {
+fn connections(lab: &Lab, runs: usize, trace: bool) -> Result<()> {
     let mut delays = WAYS.map(|_| Vec::new());
     let mut failures = WAYS.map(|_| BTreeMap::<String, usize>::new());
     for run in 1..=runs {
         let (from, to) = settled(lab)?;
-        let ways = start(lab, Duration::from_millis(20))?;
+        let ways = start(lab, EVERY)?;
         let old = ways[0].timeline();
         let mut writable = watch(lab, lab.host(&to))?;
         sleep(Duration::from_secs(1));
         let event = now();
-        lab.switchover(&to)?;
+        // It returns when the new leader is there; nothing of ours asks anybody meanwhile.
+        lab.patronictl(&["switchover", SCOPE, "--leader", &from, "--candidate", &to, "--force"])?;
         let firsts = firsts(&ways, event, old)?;
         let open = writable.wait()?;
         for (nth, first) in firsts.iter().enumerate() {
@@ -117,6 +124,9 @@ fn connections(lab: &Lab, runs: usize) -> Result<()> {
         }
         let said: Vec<String> = delays.iter().map(|all| format!("{:.0}", all.last().unwrap_or(&0.0))).collect();
         println!("switchover {run}/{runs} {from} to {to}: {} ms after it was writable", said.join(", "));
+        if trace {
+            trace::print(lab, open, firsts[0].max(firsts[1]))?;
+        }
     }
     println!("\nnew connections after a switchover (patronictl), ms from the new primary's first write to theirs");
     println!("{:<22} {:>8} {:>8} {:>8} {:>18}", "", "median", "p99", "max", "failed connections");

@@ -32,7 +32,7 @@ pub const REPLICA_PORT: u16 = 5433;
 pub const NODE_LOCAL_PORT: u16 = 5434;
 
 /// The scope and the addresses of etcd are those in `deploy/pgsplice/*.toml`: the lab runs these files as they are.
-const SCOPE: &str = "main";
+pub const SCOPE: &str = "main";
 const NETWORK: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 0);
 const NETWORK6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0);
 
