@@ -134,13 +134,18 @@ impl Agent {
         let mut check = tokio::time::interval(self.config.pgbouncer.check_interval);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut views = self.cluster.view.clone();
+        let mut dealt_with = None;
         loop {
-            tokio::select! {
-                biased;
-                changed = views.changed() => if changed.is_err() { return },
-                _ = check.tick() => {}
+            // By number: what interrupted a step was seen by it, and is no change any more.
+            if dealt_with == Some(views.borrow().generation) {
+                tokio::select! {
+                    biased;
+                    changed = views.changed() => if changed.is_err() { return },
+                    _ = check.tick() => {}
+                }
             }
             let view = views.borrow_and_update().clone();
+            dealt_with = Some(view.generation);
             self.aim(&view);
             if self.must_hold(&view) {
                 // Whatever the view says next is more important than a transaction that does not end.
