@@ -9,13 +9,16 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use xtask::lab::cluster::{FLEET_PORT, NODE_LOCAL_PORT, REPLICA_PORT};
+use xtask::lab::cluster::{FLEET_PORT, NODE_LOCAL_PORT, REPLICA_PORT, http};
 use xtask::lab::{Lab, LabSpec, until, until_ok};
 
 /// For everything that has no time limit of its own in Patroni's settings.
 const SOON: Duration = Duration::from_secs(30);
 /// The lab's ttl of 20 s, the loop after it, and PostgreSQL's promotion.
 const FAILOVER: Duration = Duration::from_secs(60);
+
+/// An interval of 2 s, then three probes that are each waited for 2 s, half a second apart.
+const PROBED: Duration = Duration::from_secs(9);
 
 const WHERE: &str = "SELECT host(coalesce(inet_server_addr(), '127.0.0.1')), pg_is_in_recovery()";
 
@@ -207,9 +210,32 @@ fn a_store_out_of_reach_changes_nothing_and_one_that_is_gone_stops_writes_until_
     until("the store to be heard again", SOON, || store(&lab) == "connected").unwrap();
     assert_eq!(stays.ask("SELECT 'still here'").as_deref(), Some("still here"));
 
-    // Gone for everybody: Patroni demotes, for without its store it cannot know whether another leads.
+    // Gone for everybody, in failsafe mode: the primary reaches all others, and goes on.
+    let failsafe = |on: &str, members: usize| {
+        let rest = (lab.host(&leader).v4(), 8008).into();
+        http::patch(lab.client(), rest, "/config", &format!(r#"{{"failsafe_mode":{on}}}"#)).unwrap();
+        let listed = || {
+            let said: Value = serde_json::from_str(&lab.pgsplice(&["cluster", "--json"]).unwrap()).unwrap();
+            said["clusters"][0]["failsafe"].as_array().map_or(0, Vec::len)
+        };
+        until("the members of failsafe mode", SOON, || listed() == members).unwrap();
+    };
     let etcds: Vec<_> =
         ["etcd1", "etcd2", "etcd3"].iter().map(|name| lab.host(name).service("etcd").unwrap()).collect();
+    failsafe("true", 3);
+    etcds.iter().for_each(|etcd| etcd.kill(libc::SIGKILL).unwrap());
+    // Twice as long as it takes to demote without that mode: see below.
+    std::thread::sleep(Duration::from_secs(15));
+    for port in [FLEET_PORT, NODE_LOCAL_PORT] {
+        assert!(lab.sql(lab.proxy(), port, WHERE).unwrap().ends_with("|f"), "port {port}");
+    }
+    assert_eq!(stays.ask("SELECT 'still here'").as_deref(), Some("still here"));
+    etcds.iter().for_each(|etcd| etcd.restart().unwrap());
+    until("the store to be heard again", SOON, || store(&lab) == "connected").unwrap();
+    wait_open(&lab, SOON, |name| name == leader);
+    failsafe("null", 0);
+
+    // Gone for everybody, without it: Patroni demotes, for without its store it cannot know whether another leads.
     etcds.iter().for_each(|etcd| etcd.kill(libc::SIGKILL).unwrap());
     until("the primary pool to close", FAILOVER, || pool(&status(&lab), "local")["candidates"] == 0).unwrap();
     let why = pool(&status(&lab), "local")["why_empty"].as_str().unwrap().to_owned();
@@ -259,10 +285,33 @@ fn a_dead_bouncer_and_a_dead_agent_get_no_new_session() {
     until("the lease to run out", SOON, || candidates(&lab) == all(&["bouncer1", "bouncer3"])).unwrap();
     agent.restart().unwrap();
     until("it to register again", SOON, || candidates(&lab).len() == 3).unwrap();
+
+    // Frozen, one neither answers nor refuses. Its agent waits for the console, the probe for its query.
+    let bouncer = lab.host("bouncer3").service("pgbouncer").unwrap();
+    bouncer.kill(libc::SIGSTOP).unwrap();
+    let begun = Instant::now();
+    until("the frozen bouncer to leave", PROBED, || candidates(&lab) == all(&["bouncer1", "bouncer2"])).unwrap();
+    println!("a frozen PgBouncer was out of service after {:.1} s", begun.elapsed().as_secs_f64());
+    bouncer.kill(libc::SIGCONT).unwrap();
+    until("it to come back", SOON, || candidates(&lab).len() == 3).unwrap();
+
+    // A frozen agent leaves its PgBouncer at the old primary.
+    let agent = lab.host("bouncer1").service("agent").unwrap();
+    agent.kill(libc::SIGSTOP).unwrap();
+    let old = lab.host(&open_primary(&lab).unwrap()).clone();
+    lab.switchover(&other_than(&lab, old.name())).unwrap();
+    until("those that followed", SOON, || candidates(&lab) == all(&["bouncer2", "bouncer3"])).unwrap();
+    let databases = lab.bouncer_admin(lab.host("bouncer1"), "SHOW DATABASES").unwrap();
+    assert!(databases.contains(&old.v4().to_string()), "{databases}");
+    for _ in 0..12 {
+        assert!(lab.sql(lab.proxy(), FLEET_PORT, WHERE).unwrap().ends_with("|f"), "sent to the wrong leader");
+    }
+    agent.kill(libc::SIGCONT).unwrap();
+    until("it to follow", SOON, || candidates(&lab).len() == 3).unwrap();
 }
 
 #[test]
-fn a_primary_whose_patroni_died_takes_no_row_after_the_next_one_is_open() {
+fn a_primary_whose_patroni_hangs_takes_no_row_after_the_next_one_is_open() {
     let lab = lab("two");
     let old = wait_open(&lab, SOON, |_| true);
     let ledger = "CREATE TABLE ledger (way int, timeline int, at timestamptz DEFAULT clock_timestamp())";
@@ -284,10 +333,12 @@ fn a_primary_whose_patroni_died_takes_no_row_after_the_next_one_is_open() {
             std::thread::sleep(Duration::from_millis(2));
         }
     };
+    let patroni = lab.host(&old).service("patroni").unwrap();
     let new = std::thread::scope(|scope| {
         let writers = [FLEET_PORT, FLEET_PORT, NODE_LOCAL_PORT].map(|way| scope.spawn(move || write(way)));
         std::thread::sleep(Duration::from_secs(2));
-        lab.host(&old).service("patroni").unwrap().kill(libc::SIGKILL).unwrap();
+        // As if killed, but its REST API still takes connections.
+        patroni.kill(libc::SIGSTOP).unwrap();
         let new = wait_open(&lab, FAILOVER, |name| name != old);
         std::thread::sleep(Duration::from_secs(3));
         over.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -306,4 +357,14 @@ fn a_primary_whose_patroni_died_takes_no_row_after_the_next_one_is_open() {
     assert_eq!(late, "0");
     let ways = of(&new, &format!("SELECT count(DISTINCT way) FROM ledger WHERE at >= '{first}'"));
     assert_eq!(ways, "2", "both ways lead to the new one");
+
+    // It wakes up, and for a moment two claim to be primary. Nobody on the right one notices.
+    let mut sessions = [FLEET_PORT, NODE_LOCAL_PORT].map(|port| Psql::connect(&lab, port));
+    patroni.kill(libc::SIGCONT).unwrap();
+    let steps_down = || lab.superuser_sql(lab.host(&old), "SELECT pg_is_in_recovery()").ok().as_deref() != Some("f");
+    until("the old one to step down", FAILOVER, steps_down).unwrap();
+    assert_eq!(open_primary(&lab), Some(new));
+    for session in &mut sessions {
+        assert_eq!(session.ask("SELECT 'still here'").as_deref(), Some("still here"));
+    }
 }
