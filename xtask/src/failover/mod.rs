@@ -50,7 +50,7 @@ pub enum Part {
 }
 
 /// Between two new connections by one way, while switchovers are timed.
-const EVERY: Duration = Duration::from_millis(50);
+const EVERY: Duration = Duration::from_millis(100);
 const HAPROXY_PORT: u16 = 5000;
 const WAYS: [Way; 3] = [
     Way { name: "pgsplice, fleet", port: FLEET_PORT },
