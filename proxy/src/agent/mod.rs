@@ -115,7 +115,7 @@ impl Agent {
         Self {
             file: DatabasesFile::new(&config.pgbouncer.databases_file, &config.name, &config.pgbouncer.databases),
             console: Console::new(&config.pgbouncer),
-            cluster: cluster::watch(&config.cluster_name, &config.cluster),
+            cluster: cluster::watch_among_many(&config.cluster_name, &config.cluster),
             target: None,
             wanted: None,
             hold: Hold::left_behind(&config.pgbouncer.databases_file),

@@ -16,8 +16,10 @@ use crate::config;
 
 /// A proof stands for this many intervals (and one timeout) of silence: a restart of Patroni is no failover.
 const HOLD_INTERVALS: u32 = 5;
-/// Between two questions to a member whose proof everybody waits for.
+/// Between two questions to a member whose proof everybody waits for. An answer takes Patroni some 5 ms, one at a time.
 const TIGHT_INTERVAL: Duration = Duration::from_millis(15);
+/// The first of a fleet's agents that hears it is enough.
+const TIGHT_AMONG_MANY: Duration = Duration::from_millis(40);
 /// An answer that such a member has not given by then is asked for once more beside it: Patroni's REST API has room for
 /// five callers that it has not accepted, and the SYN of one too many is repeated only after a second.
 const ASK_BESIDE: Duration = Duration::from_millis(100);
@@ -34,6 +36,7 @@ pub(super) struct Follower {
     prober: Result<Prober, String>,
     asking: JoinSet<Input>,
     polls: BTreeMap<String, Poll>,
+    tight_interval: Duration,
     resolver: Resolver,
 }
 
@@ -75,8 +78,13 @@ impl Follower {
             prober: Err(String::new()),
             asking: JoinSet::new(),
             polls: BTreeMap::new(),
+            tight_interval: TIGHT_INTERVAL,
             resolver: Resolver::default(),
         }
+    }
+
+    pub(super) fn among_many(self) -> Self {
+        Self { tight_interval: TIGHT_AMONG_MANY, ..self }
     }
 
     pub(super) fn view(&self) -> Arc<ClusterView> {
@@ -140,8 +148,14 @@ impl Follower {
         }
         let mut wake = now.mono + IDLE;
         for (member, poll) in &mut self.polls {
+            let proof = &self.config.proof;
             let pace = self.truth.pace(member, now);
-            if poll.due(pace, &self.config.proof, now.mono).is_some_and(|due| due <= now.mono) {
+            let interval = match pace {
+                Pace::Slow => proof.interval,
+                Pace::Fast => proof.fast_interval,
+                Pace::Tight => proof.fast_interval.min(self.tight_interval),
+            };
+            if poll.due(pace, interval, now.mono).is_some_and(|due| due <= now.mono) {
                 poll.asked = Some(now.mono);
                 poll.unanswered += 1;
                 if self.prober.is_err() {
@@ -150,7 +164,7 @@ impl Follower {
                 }
                 self.asking.spawn(ask(self.prober.clone(), member.clone(), poll.api_url.clone(), now.mono));
             }
-            wake = poll.due(pace, &self.config.proof, now.mono).map_or(wake, |due| due.min(wake));
+            wake = poll.due(pace, interval, now.mono).map_or(wake, |due| due.min(wake));
         }
         let resolve = self.resolver.poll(self.truth.to_resolve(), now.mono);
         resolve.into_iter().chain(self.truth.deadline(now)).fold(wake, Instant::min)
@@ -164,12 +178,7 @@ impl Follower {
 
 impl Poll {
     /// When it is to be asked next; `None`: not before an answer has come.
-    fn due(&self, pace: Pace, proof: &config::ProofConfig, now: Instant) -> Option<Instant> {
-        let interval = match pace {
-            Pace::Slow => proof.interval,
-            Pace::Fast => proof.fast_interval,
-            Pace::Tight => proof.fast_interval.min(TIGHT_INTERVAL),
-        };
+    fn due(&self, pace: Pace, interval: Duration, now: Instant) -> Option<Instant> {
         match (self.asked, self.unanswered) {
             (_, MOST_UNANSWERED..) => None,
             (None, _) => Some(now),

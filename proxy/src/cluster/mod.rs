@@ -37,7 +37,18 @@ pub struct ClusterHandle {
 /// # Panics
 /// Outside a tokio runtime.
 pub fn watch(name: &str, config: &config::Cluster) -> ClusterHandle {
-    let follower = follow::Follower::new(name, config);
+    begin(follow::Follower::new(name, config))
+}
+
+/// The same for one of a fleet's many agents, whose questions together must not hold up who is to answer them.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub fn watch_among_many(name: &str, config: &config::Cluster) -> ClusterHandle {
+    begin(follow::Follower::new(name, config).among_many())
+}
+
+fn begin(follower: follow::Follower) -> ClusterHandle {
     let (sender, view) = watch::channel(follower.view());
     let task = tokio::spawn(follower.run(sender)).abort_handle();
     ClusterHandle { view, task }
