@@ -57,6 +57,8 @@ const WAYS: [Way; 3] = [
     Way { name: "pgsplice, node-local", port: NODE_LOCAL_PORT },
     Way { name: "HAProxy", port: HAPROXY_PORT },
 ];
+/// The pools of the first ways.
+const POOLS: [&str; 2] = ["rw", "local"];
 /// For everything that Patroni's ttl does not decide.
 const SOON: Duration = Duration::from_secs(60);
 /// A member that was away finds its store again, is rewound, and follows.
@@ -104,6 +106,7 @@ fn start_haproxy(lab: &Lab) -> Result<()> {
 /// From the moment the new primary takes a write to the first row of a new connection, in milliseconds.
 fn connections(lab: &Lab, runs: usize, trace: bool) -> Result<()> {
     let mut delays = WAYS.map(|_| Vec::new());
+    let mut let_through = POOLS.map(|_| Vec::new());
     let mut failures = WAYS.map(|_| BTreeMap::<String, usize>::new());
     for run in 1..=runs {
         let (from, to) = settled(lab)?;
@@ -122,6 +125,9 @@ fn connections(lab: &Lab, runs: usize, trace: bool) -> Result<()> {
                 *failures[nth].entry(said).or_default() += count;
             }
         }
+        for (pool, all) in POOLS.iter().zip(&mut let_through) {
+            all.push(trace::let_through(lab, open, pool)?);
+        }
         let said: Vec<String> = delays.iter().map(|all| format!("{:.0}", all.last().unwrap_or(&0.0))).collect();
         println!("switchover {run}/{runs} {from} to {to}: {} ms after it was writable", said.join(", "));
         if trace {
@@ -133,6 +139,13 @@ fn connections(lab: &Lab, runs: usize, trace: bool) -> Result<()> {
     for (nth, way) in WAYS.iter().enumerate() {
         let [median, p99, max] = [0.5, 0.99, 1.0].map(|share| percentile(&mut delays[nth], share));
         println!("{:<22} {median:>8.1} {p99:>8.1} {max:>8.1} {:>18}", way.name, failures[nth].values().sum::<usize>());
+    }
+    println!(
+        "of that until pgsplice lets new sessions through; the rest is the login at PgBouncer and PostgreSQL, and the row"
+    );
+    for (way, all) in WAYS.iter().zip(&mut let_through) {
+        let [median, p99, max] = [0.5, 0.99, 1.0].map(|share| percentile(all, share));
+        println!("{:<22} {median:>8.1} {p99:>8.1} {max:>8.1}", way.name);
     }
     for (way, failures) in WAYS.iter().zip(&failures) {
         failures.iter().for_each(|(said, count)| println!("{}: {count} × {said}", way.name));
