@@ -1,6 +1,6 @@
 //! `pgsplice agent`: the companion of one PgBouncer.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -20,17 +20,24 @@ pub struct Args {
     pub check: bool,
 }
 
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let (config, warnings) = match AgentConfig::load(&args.config) {
-        Ok(loaded) => loaded,
+/// Prints what is wrong with the file. `None`: too much for it to be used.
+pub(super) fn load(file: &Path) -> Option<AgentConfig> {
+    match AgentConfig::load(file) {
+        Ok((config, warnings)) => {
+            for warning in warnings {
+                eprintln!("{warning}");
+            }
+            Some(config)
+        }
         Err(errors) => {
             eprintln!("{errors}");
-            return Ok(ExitCode::FAILURE);
+            None
         }
-    };
-    for warning in warnings {
-        eprintln!("{warning}");
     }
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let Some(config) = load(&args.config) else { return Ok(ExitCode::FAILURE) };
     if args.check {
         println!("{}: good", args.config.display());
         return Ok(ExitCode::SUCCESS);

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use crate::config::agent::AgentConfig;
 use crate::config::units;
 use crate::{agent, log};
 
@@ -39,16 +38,7 @@ pub enum Action {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let (config, warnings) = match AgentConfig::load(&args.config) {
-        Ok(loaded) => loaded,
-        Err(errors) => {
-            eprintln!("{errors}");
-            return Ok(ExitCode::FAILURE);
-        }
-    };
-    for warning in warnings {
-        eprintln!("{warning}");
-    }
+    let Some(config) = super::agent::load(&args.config) else { return Ok(ExitCode::FAILURE) };
     if config.cluster.scope != args.scope {
         bail!("Patroni's scope is {:?}, that of {} is {:?}", args.scope, args.config.display(), config.cluster.scope);
     }
