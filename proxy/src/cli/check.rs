@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
+use crate::cluster::store::Places;
 use crate::config::{
     self, BackendSource, Config, ConfigError, ConfigErrors, NodeAddress, Pool, ProbeKind, SpliceRoad, Warning, settings,
 };
@@ -106,11 +107,10 @@ fn summary(config: &Config) -> String {
         }
     }
     for (name, cluster) in &config.clusters {
-        let (namespace, scope) = (&cluster.namespace, &cluster.scope);
-        let group = cluster.citus_group.map(|group| format!("/{group}")).unwrap_or_default();
-        let prefix = format!("{}/{scope}{group}", namespace.trim_end_matches('/'));
         let store = format!("{} {}", cluster.store.kind(), cluster.store.addresses().join(", "));
-        text.push_str(&format!("  cluster {name}  {store}  {prefix}/\n"));
+        let folder = if cluster.store.is_patronis() { Places::of(cluster).patroni } else { String::new() };
+        text.push_str(format!("  cluster {name}  {store}  {folder}").trim_end());
+        text.push('\n');
     }
     if !config.guard.interfaces.is_empty() {
         text.push_str(&format!("  guard on {}\n", config.guard.interfaces.join(", ")));

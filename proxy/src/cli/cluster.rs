@@ -42,8 +42,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 fn evidence(one: &api::ClusterReport) -> String {
     let error = if one.store_error.is_empty() { String::new() } else { format!(" ({})", one.store_error) };
     let mut text = format!("cluster {}: {} {}{error}\n", one.name, one.store_kind, one.store);
+    let is_static = one.store_kind == "static";
     text += &match &one.leader_key {
         Some(leader) => format!("  the leader key names {leader}\n"),
+        None if is_static => "  no Patroni: the members themselves are asked\n".into(),
         None => "  no member holds the leader key\n".into(),
     };
     let mut say = |is: bool, what: String| {
@@ -57,7 +59,8 @@ fn evidence(one: &api::ClusterReport) -> String {
     let mode = if one.quorum_mode { "quorum of" } else { "synchronous:" };
     say(!one.synchronous.is_empty(), format!("{mode} {}", one.synchronous.join(", ")));
     say(one.failover.is_some(), format!("asked for: a move {}", one.failover.as_deref().unwrap_or_default()));
-    let mut members = Table::new(&["MEMBER", "ITS KEY", ">TIMELINE", ">LAG", ">LATE", "SAYS OF ITSELF", "CONCLUDED"]);
+    let role = if is_static { "ROLE" } else { "ITS KEY" };
+    let mut members = Table::new(&["MEMBER", role, ">TIMELINE", ">LAG", ">LATE", "SAYS OF ITSELF", "CONCLUDED"]);
     for member in &one.members {
         members.row([
             member.name.clone(),
@@ -105,6 +108,9 @@ fn history(one: &api::ClusterReport) -> String {
         changes.row([age(since_unix(change.at)), change.what.clone()]);
     }
     text += &changes.render(2);
+    if one.history.is_empty() {
+        return text;
+    }
     text += "written by Patroni\n";
     let mut timelines = Table::new(&[">TIMELINE", "ENDED", ">AT LSN", "THEN LED BY", "REASON"]);
     for end in &one.history {

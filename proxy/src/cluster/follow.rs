@@ -67,6 +67,7 @@ impl Follower {
         let proof = &config.proof;
         let rules = Rules {
             cluster: name.into(),
+            members_alone: !config.store.is_patronis(),
             leader_absent_debounce: config.leader_absent_debounce,
             proof_hold: proof.interval * HOLD_INTERVALS + proof.timeout,
             switchover_hold: config.switchover_hold,
@@ -159,8 +160,7 @@ impl Follower {
                 poll.asked = Some(now.mono);
                 poll.unanswered += 1;
                 if self.prober.is_err() {
-                    let prober = Prober::new(&self.config.proof, &self.config.scope);
-                    self.prober = prober.map_err(|error| error.to_string());
+                    self.prober = Prober::of(&self.config).map_err(|error| error.to_string());
                 }
                 self.asking.spawn(ask(self.prober.clone(), member.clone(), poll.api_url.clone(), now.mono));
             }

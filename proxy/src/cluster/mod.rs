@@ -1,4 +1,4 @@
-//! What is true about a Patroni cluster.
+//! What is true about a cluster, Patroni's or one of plain streaming replication.
 //!
 //! A [`store`] reads keys from the DCS, [`patroni`] turns them into roles, [`truth`] weighs them against what the
 //! members [prove](proof), and the result is one immutable [`ClusterView`] at a time.
@@ -9,6 +9,7 @@ pub(crate) mod http;
 pub mod patroni;
 pub mod proof;
 pub mod resolve;
+mod sql;
 pub mod store;
 mod tls;
 pub mod truth;

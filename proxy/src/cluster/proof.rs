@@ -1,20 +1,25 @@
-//! What a member says of itself: `GET /patroni` on its REST API, asked on time and never piling up.
+//! What a member says of itself: `GET /patroni` on its REST API, or without Patroni [PostgreSQL's own word](super::sql).
+//! It is asked on time, and never piling up.
 //!
 //! Patroni answers 200 with `state`, `role` and, when a query to PostgreSQL worked, `timeline`; there `role` is
 //! `primary` exactly if `pg_is_in_recovery()` is false. Where the query failed it repeats what it remembers, without
 //! a timeline and with a state other than `running` (`patroni/api.py`, `get_postgresql_status`).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Url;
 use serde_json::Value;
 
 use super::http::{self, ClientError};
-use super::patroni;
-use crate::config::ProofConfig;
+use super::{patroni, sql};
+use crate::config::{Cluster, ProofConfig, StoreConfig};
 
 /// Patroni's own status stays under 10 kB even with many replicas; more is not Patroni.
 const MAX_BODY: usize = 256 * 1024;
+
+/// The role of a PostgreSQL that is not up: neither primary nor demoted.
+pub(super) const UNKNOWN: &str = "unknown";
 
 /// One answer, or the lack of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +35,9 @@ pub enum Answer {
     NotPrimary {
         role: String,
         state: String,
+        /// Without Patroni that of the last restart point.
         timeline: Option<u32>,
+        system_id: Option<String>,
         /// WAL replayed, in bytes. The member's key tells what it has received in older versions, which hides a replay
         /// that stands still.
         wal: Option<u64>,
@@ -61,16 +68,16 @@ impl Answer {
         let role = patroni::string(&map, "role").unwrap_or_default();
         let timeline = map.get("timeline").and_then(patroni::number).and_then(|timeline| u32::try_from(timeline).ok());
         let wal = |key| map.get("xlog")?.get(key).and_then(patroni::number);
+        let system_id = patroni::string(&map, "database_system_identifier");
         match timeline {
             Some(timeline) if timeline > 0 && state == "running" && is_primary_role(&role) => {
-                let system_id = patroni::string(&map, "database_system_identifier");
                 Self::Primary { timeline, system_id, wal: wal("location") }
             }
-            _ => Self::NotPrimary { role, state, timeline, wal: wal("replayed_location") },
+            _ => Self::NotPrimary { role, state, timeline, system_id, wal: wal("replayed_location") },
         }
     }
 
-    fn silent(why: impl Into<String>) -> Self {
+    pub(super) fn silent(why: impl Into<String>) -> Self {
         Self::Silent { why: why.into() }
     }
 }
@@ -78,9 +85,14 @@ impl Answer {
 /// Asks members; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Prober {
-    client: reqwest::Client,
-    scope: String,
+    way: Way,
     timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+enum Way {
+    Rest { client: reqwest::Client, scope: String },
+    Sql(Arc<sql::Login>),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -88,33 +100,50 @@ pub struct Prober {
 pub struct ProberError(#[from] ClientError);
 
 impl Prober {
-    /// Reads the TLS files.
+    /// As the cluster's members are asked. Reads the TLS files.
+    pub fn of(cluster: &Cluster) -> Result<Self, ProberError> {
+        match &cluster.store {
+            StoreConfig::Static(fixed) => {
+                let login = sql::Login::new(fixed, &cluster.proof.tls).map_err(ClientError::from)?;
+                Ok(Self { way: Way::Sql(Arc::new(login)), timeout: cluster.proof.timeout })
+            }
+            _ => Self::new(&cluster.proof, &cluster.scope),
+        }
+    }
+
+    /// Asks Patroni. Reads the TLS files.
     pub fn new(config: &ProofConfig, scope: &str) -> Result<Self, ProberError> {
         let client = http::client(&config.tls, config.timeout)?;
-        Ok(Self { client, scope: scope.into(), timeout: config.timeout })
+        Ok(Self { way: Way::Rest { client, scope: scope.into() }, timeout: config.timeout })
     }
 
-    /// Ends within the configured timeout.
-    pub async fn ask(&self, member: &str, api_url: &str) -> Answer {
-        match tokio::time::timeout(self.timeout, self.fetch(api_url)).await {
-            Ok(Ok(body)) => Answer::read(&body, &self.scope, member),
-            Ok(Err(why)) => Answer::Silent { why },
-            Err(_) => Answer::silent(format!("no answer within {:?}", self.timeout)),
-        }
+    /// Ends within the configured timeout. `url` is the member's `api_url`, or its `conn_url` where there is no Patroni.
+    pub async fn ask(&self, member: &str, url: &str) -> Answer {
+        let asking = async {
+            match &self.way {
+                Way::Rest { client, scope } => match fetch(client, url).await {
+                    Ok(body) => Answer::read(&body, scope, member),
+                    Err(why) => Answer::Silent { why },
+                },
+                Way::Sql(login) => login.ask(url).await,
+            }
+        };
+        let answer = tokio::time::timeout(self.timeout, asking).await;
+        answer.unwrap_or_else(|_| Answer::silent(format!("no answer within {:?}", self.timeout)))
     }
+}
 
-    async fn fetch(&self, api_url: &str) -> Result<Vec<u8>, String> {
-        let mut url = Url::parse(api_url).map_err(|error| format!("api_url {api_url:?}: {error}"))?;
-        url.set_path("/patroni");
-        url.set_query(None);
-        let response = self.client.get(url).send().await.map_err(|error| http::cause(&error))?;
-        let status = response.status().as_u16();
-        // `/patroni` is always 200; 503 is what the health checks answer with the same body.
-        if status != 200 && status != 503 {
-            return Err(format!("answered HTTP {status}"));
-        }
-        http::body(response, MAX_BODY).await
+async fn fetch(client: &reqwest::Client, api_url: &str) -> Result<Vec<u8>, String> {
+    let mut url = Url::parse(api_url).map_err(|error| format!("api_url {api_url:?}: {error}"))?;
+    url.set_path("/patroni");
+    url.set_query(None);
+    let response = client.get(url).send().await.map_err(|error| http::cause(&error))?;
+    let status = response.status().as_u16();
+    // `/patroni` is always 200; 503 is what the health checks answer with the same body.
+    if status != 200 && status != 503 {
+        return Err(format!("answered HTTP {status}"));
     }
+    http::body(response, MAX_BODY).await
 }
 
 /// `master` until Patroni 4.

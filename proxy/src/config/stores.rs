@@ -1,10 +1,12 @@
-//! `[cluster.NAME.etcd]` and its like: where Patroni keeps its keys. A cluster has exactly one.
+//! `[cluster.NAME.etcd]` and its like: where Patroni keeps its keys, or who the members are where there is no Patroni. A
+//! cluster has exactly one.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where Patroni keeps its keys.
+/// Where a cluster is known from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StoreConfig {
     Etcd(EtcdConfig),
@@ -12,6 +14,8 @@ pub enum StoreConfig {
     Zookeeper(ZookeeperConfig),
     /// No store is asked, but the members' REST API.
     Rest(RestConfig),
+    /// No Patroni: the members are listed here, and PostgreSQL is asked.
+    Static(StaticConfig),
 }
 
 #[derive(Clone, PartialEq)]
@@ -63,6 +67,28 @@ pub struct RestConfig {
     pub endpoints: Vec<String>,
 }
 
+/// Intervals, time limits and TLS are those of `[cluster.NAME.proof]`.
+#[derive(Clone, PartialEq)]
+pub struct StaticConfig {
+    /// Who logs in at each member.
+    pub user: String,
+    /// Read from `password` or `password_file`.
+    pub password: Option<String>,
+    pub database: String,
+    /// The only member that may be primary; without it, whoever proves to be.
+    pub primary: Option<String>,
+    pub members: Vec<StaticMember>,
+}
+
+/// `[[cluster.NAME.static.member]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StaticMember {
+    pub name: String,
+    /// `host:5432`: PostgreSQL itself.
+    pub address: String,
+    pub tags: BTreeMap<String, String>,
+}
+
 /// PEM files; `ca` verifies the server, `cert` and `key` (both or neither) identify us.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TlsFiles {
@@ -81,22 +107,29 @@ impl StoreConfig {
             Self::Consul(_) => "consul",
             Self::Zookeeper(_) => "zookeeper",
             Self::Rest(_) => "rest",
+            Self::Static(_) => "static",
         }
     }
 
     /// Where it is, as the file has it.
-    pub fn addresses(&self) -> &[String] {
+    pub fn addresses(&self) -> Vec<String> {
         match self {
-            Self::Etcd(etcd) => &etcd.endpoints,
-            Self::Consul(consul) => &consul.endpoints,
-            Self::Zookeeper(zookeeper) => &zookeeper.hosts,
-            Self::Rest(rest) => &rest.endpoints,
+            Self::Etcd(etcd) => etcd.endpoints.clone(),
+            Self::Consul(consul) => consul.endpoints.clone(),
+            Self::Zookeeper(zookeeper) => zookeeper.hosts.clone(),
+            Self::Rest(rest) => rest.endpoints.clone(),
+            Self::Static(fixed) => fixed.members.iter().map(|member| member.address.clone()).collect(),
         }
     }
 
     /// Whether agents can register their PgBouncers in it.
     pub fn has_registry(&self) -> bool {
-        !matches!(self, Self::Rest(_))
+        !matches!(self, Self::Rest(_) | Self::Static(_))
+    }
+
+    /// Whether it is Patroni's.
+    pub fn is_patronis(&self) -> bool {
+        !matches!(self, Self::Static(_))
     }
 }
 
@@ -142,6 +175,12 @@ impl Default for ZookeeperConfig {
     }
 }
 
+impl Default for StaticConfig {
+    fn default() -> Self {
+        Self { user: String::new(), password: None, database: "postgres".into(), primary: None, members: Vec::new() }
+    }
+}
+
 // None of them ever prints a secret.
 
 impl fmt::Debug for EtcdConfig {
@@ -161,5 +200,16 @@ impl fmt::Debug for ZookeeperConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { hosts, user, .. } = self;
         f.debug_struct("ZookeeperConfig").field("hosts", hosts).field("user", user).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for StaticConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { user, primary, members, .. } = self;
+        f.debug_struct("StaticConfig")
+            .field("user", user)
+            .field("primary", primary)
+            .field("members", members)
+            .finish_non_exhaustive()
     }
 }

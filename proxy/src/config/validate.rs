@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::model::{
-    BackendConfig, BackendSource, Cluster, Config, Listener, NodeAddress, Pool, Probe, ProbeKind, Splice, SpliceMode,
-    SpliceRoad, StoreConfig, Tcp, TlsFiles,
+    BackendConfig, BackendSource, Cluster, Config, Listener, NodeAddress, Pool, Probe, ProbeKind, Role, Splice,
+    SpliceMode, SpliceRoad, StaticConfig, StoreConfig, Tcp, TlsFiles,
 };
 use super::report::Report;
 use super::settings::{splice_mode_name, splice_road_name};
@@ -55,6 +55,9 @@ fn cluster_of(pool: &Pool) -> Option<&String> {
 fn check_cluster(path: &str, cluster: &Cluster, report: &mut Report) {
     check_store(path, &cluster.store, report);
     let proof = &cluster.proof;
+    if let StoreConfig::Static(fixed) = &cluster.store {
+        check_static(path, fixed, &proof.tls, report);
+    }
     if proof.fast_interval > proof.interval {
         let (fast, normal) = (show_duration(proof.fast_interval), show_duration(proof.interval));
         report.warn(&format!("{path}.proof.fast_interval"), format!("{fast} is longer than the interval of {normal}"));
@@ -70,8 +73,9 @@ fn check_store(path: &str, store: &StoreConfig, report: &mut Report) {
             (&zookeeper.tls, zookeeper.password.as_ref().map(|_| "the ZooKeeper password"), "hosts")
         }
         StoreConfig::Rest(_) => (&TlsFiles::default(), None, "endpoints"),
+        StoreConfig::Static(_) => return,
     };
-    let addresses = store.addresses();
+    let addresses = &store.addresses();
     let list = format!("{path}.{list}");
     check_duplicates(&list, addresses, report);
     if addresses.is_empty() {
@@ -98,23 +102,37 @@ fn check_store(path: &str, store: &StoreConfig, report: &mut Report) {
     }
 }
 
+fn check_static(path: &str, fixed: &StaticConfig, tls: &TlsFiles, report: &mut Report) {
+    let names = || fixed.members.iter().map(|member| &member.name);
+    if let Some(primary) = fixed.primary.as_ref().filter(|primary| !names().any(|name| name == *primary)) {
+        let (problem, expected) = no_such("member", primary, names());
+        report.error(&format!("{path}.static.primary"), problem, expected);
+    }
+    let mut seen = BTreeSet::new();
+    for (index, member) in fixed.members.iter().enumerate() {
+        for (key, value) in [("name", &member.name), ("address", &member.address)] {
+            // An empty one was blamed for that already.
+            if !value.is_empty() && !seen.insert((key, value.to_lowercase())) {
+                let problem = format!("{value} is also that of another member");
+                report.error(&format!("{path}.static.member[{index}].{key}"), problem, format!("a {key} of its own"));
+            }
+        }
+    }
+    if tls.ca.is_none() && *tls != TlsFiles::default() {
+        report.error(&format!("{path}.proof.tls"), "there is no ca", "the ca that turns TLS on");
+    }
+}
+
 fn check_pool(path: &str, pool: &Pool, config: &Config, report: &mut Report) {
     if let Some(cluster) = cluster_of(pool).filter(|name| !name.is_empty() && !config.clusters.contains_key(*name)) {
         let (problem, expected) = no_such("cluster", cluster, config.clusters.keys());
         report.error(&format!("{path}.cluster"), problem, expected);
     }
-    match &pool.source {
-        BackendSource::Static(backends) => check_backends(path, backends, config, report),
-        BackendSource::Fleet { cluster } => {
-            if has_rest(config, cluster) {
-                let problem = "agents cannot register through Patroni's REST API";
-                report.error(&format!("{path}.route"), problem, "route = \"node-local\", or backend sections");
-            }
-        }
-        BackendSource::NodeLocal { cluster, address, .. } => {
-            if has_rest(config, cluster) && *address == NodeAddress::ProxyUrl {
-                let problem = "Patroni's REST API does not tell a member's proxy_url";
-                report.error(&format!("{path}.address"), problem, "a port number such as 6432, or \"conn-url\"");
+    match cluster_of(pool).and_then(|name| config.clusters.get(name)) {
+        Some(cluster) => check_source(path, &pool.source, &cluster.store, report),
+        None => {
+            if let BackendSource::Static(backends) = &pool.source {
+                check_backends(path, backends, config, report);
             }
         }
     }
@@ -130,8 +148,34 @@ fn check_pool(path: &str, pool: &Pool, config: &Config, report: &mut Report) {
     }
 }
 
-fn has_rest(config: &Config, cluster: &str) -> bool {
-    config.clusters.get(cluster).is_some_and(|cluster| matches!(cluster.store, StoreConfig::Rest(_)))
+/// What a cluster cannot tell a pool, because it has no store of its own or no Patroni.
+fn check_source(path: &str, source: &BackendSource, store: &StoreConfig, report: &mut Report) {
+    let (is_rest, is_static) = (matches!(store, StoreConfig::Rest(_)), !store.is_patronis());
+    match source {
+        BackendSource::Fleet { .. } if !store.has_registry() => {
+            let problem = if is_rest {
+                "agents cannot register through Patroni's REST API"
+            } else {
+                "agents cannot register in a static cluster, which has no store"
+            };
+            report.error(&format!("{path}.route"), problem, "route = \"node-local\", or backend sections");
+        }
+        BackendSource::NodeLocal { address: NodeAddress::ProxyUrl, .. } if is_rest || is_static => {
+            let problem = if is_rest {
+                "Patroni's REST API does not tell a member's proxy_url"
+            } else {
+                "a member of a static cluster has no proxy_url"
+            };
+            report.error(&format!("{path}.address"), problem, "a port number such as 6432, or \"conn-url\"");
+        }
+        BackendSource::NodeLocal { rule, .. }
+            if is_static && !matches!(rule.role, Role::Primary | Role::Replica | Role::Any) =>
+        {
+            let problem = "only Patroni tells who has this role, and a static cluster has none";
+            report.error(&format!("{path}.role"), problem, "\"primary\", \"replica\" or \"any\"");
+        }
+        _ => {}
+    }
 }
 
 fn check_backends(path: &str, backends: &[BackendConfig], config: &Config, report: &mut Report) {

@@ -386,9 +386,10 @@ pub(super) fn endpoint<'k>(default_port: u16, example: &'k str) -> Kind<'k, Stri
     })
 }
 
-/// `host[:port]` of a ZooKeeper server.
-pub(super) fn zookeeper_host<'k>() -> Kind<'k, String> {
-    Kind::new("host:port such as 10.0.0.1:2181 or zk1:2181", |value| with_port(string(value)?, 2181))
+/// `host[:port]` of a server; `host` is an example of its name.
+pub(super) fn server<'k>(default_port: u16, host: &str) -> Kind<'k, String> {
+    let expected = format!("host:port such as 10.0.0.1:{default_port} or {host}:{default_port}");
+    Kind::new(expected, move |value| with_port(string(value)?, default_port))
 }
 
 /// Host and port, the latter as given or else this one.

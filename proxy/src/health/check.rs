@@ -12,9 +12,7 @@ use tokio::net::TcpStream;
 use tokio_postgres::config::SslMode;
 
 use crate::config::{Probe, ProbeKind};
-
-/// Length 8, then the request code 1234.5679 (PostgreSQL: src/include/libpq/pqcomm.h, NEGOTIATE_SSL_CODE).
-const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+use crate::pg::startup::SSL_REQUEST;
 
 /// How much of an error message is read and kept, in bytes.
 const LONGEST_REASON: usize = 200;

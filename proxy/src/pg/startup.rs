@@ -5,6 +5,9 @@ use thiserror::Error;
 /// Length word and request code.
 pub const HEADER: usize = 8;
 
+/// A whole SSLRequest: length 8, then the request code 1234.5679 (`NEGOTIATE_SSL_CODE`).
+pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+
 const CANCEL: u32 = 80_877_102;
 const SSL: u32 = 80_877_103;
 const GSSENC: u32 = 80_877_104;

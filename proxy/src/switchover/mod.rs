@@ -88,7 +88,8 @@ impl Desk {
 /// Whom the leadership is to leave, or why this cannot be done.
 fn from(order: &Order, view: &ClusterView) -> Result<String, String> {
     if !order.cluster.store.has_registry() {
-        return Err("the agents of a cluster that is followed by rest cannot be told: switch over with Patroni".into());
+        let how = if order.cluster.store.is_patronis() { "Patroni" } else { "pg_promote" };
+        return Err(format!("there is no store in which the agents could be told: switch over with {how}"));
     }
     if let Some(announced) = &view.switchover {
         return Err(format!("{announced} is announced already"));

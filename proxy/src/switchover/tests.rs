@@ -40,7 +40,7 @@ fn what_cannot_work_is_refused_before_anybody_waits() {
     assert_eq!(refused(order(None), announced), "a switchover from pg1 is announced already");
     let mut by_rest = order(None);
     by_rest.cluster.store = StoreConfig::Rest(RestConfig::default());
-    assert!(from(&by_rest, &view()).unwrap_err().contains("rest"));
+    assert!(from(&by_rest, &view()).unwrap_err().contains("switch over with Patroni"));
 }
 
 #[test]

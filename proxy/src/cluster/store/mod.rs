@@ -7,6 +7,7 @@ mod contents;
 pub mod etcd;
 mod life;
 pub mod rest;
+pub mod r#static;
 pub mod zookeeper;
 
 use std::pin::Pin;
@@ -20,6 +21,7 @@ use crate::config::{self, StoreConfig};
 pub use consul::ConsulStore;
 pub use etcd::EtcdStore;
 pub use rest::RestStore;
+pub use r#static::StaticStore;
 pub use zookeeper::ZookeeperStore;
 
 /// A distributed configuration store.
@@ -43,6 +45,7 @@ pub fn follow(config: &config::Cluster, events: mpsc::Sender<StoreEvent>) -> Wor
         StoreConfig::Consul(consul) => Box::pin(ConsulStore::new(consul).follow(places, events)),
         StoreConfig::Zookeeper(zookeeper) => Box::pin(ZookeeperStore::new(zookeeper).follow(places, events)),
         StoreConfig::Rest(_) => Box::pin(RestStore::new(config).follow(places, events)),
+        StoreConfig::Static(members) => Box::pin(StaticStore::new(members).follow(places, events)),
     }
 }
 
@@ -53,6 +56,7 @@ pub fn register(config: &config::Cluster, entry: Registration) -> Work {
         StoreConfig::Consul(consul) => Box::pin(ConsulStore::new(consul).register(entry)),
         StoreConfig::Zookeeper(zookeeper) => Box::pin(ZookeeperStore::new(zookeeper).register(entry)),
         StoreConfig::Rest(_) => Box::pin(RestStore::new(config).register(entry)),
+        StoreConfig::Static(members) => Box::pin(StaticStore::new(members).register(entry)),
     }
 }
 

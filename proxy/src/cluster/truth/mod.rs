@@ -4,9 +4,11 @@
 //! `docs/cluster.md` states the rules in prose.
 
 mod changes;
+mod election;
 mod pace;
 mod view;
 mod wal_clock;
+mod word;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -15,11 +17,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::announce::{self, Notice};
 use super::patroni::{Keys, PatroniKeys};
-use super::proof::{Answer, is_primary_role};
+use super::proof::Answer;
 use super::resolve::HostPort;
 use super::{Bouncer, ClusterView, Primary, StoreHealth, Switchover};
 pub use pace::Pace;
 use wal_clock::WalClock;
+use word::{Proved, Word};
 
 /// What is held true about one cluster.
 #[derive(Debug)]
@@ -37,9 +40,9 @@ pub struct Truth {
     /// What the leader had written, and when that was heard.
     wal_clock: WalClock,
     addresses: BTreeMap<HostPort, SocketAddr>,
-    /// Highest timeline proved by a leader the key named, by system identifier. An unknown one is "".
-    floors: BTreeMap<String, u32>,
-    /// The last `initialize` that was not empty.
+    /// By system identifier. An unknown one is "".
+    floors: BTreeMap<String, Floor>,
+    /// The last `initialize` that was not empty, or without Patroni what most members say.
     system_id: String,
     open: Option<Primary>,
     /// Everyone ever opened in this system identifier, and where it was asked last. A member's key goes with the
@@ -53,8 +56,9 @@ pub struct Truth {
 /// The constants the rules need.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// Patroni's scope and ours.
     pub cluster: String,
+    /// There is no Patroni: keys list the members, and what those say is all there is.
+    pub members_alone: bool,
     pub leader_absent_debounce: Duration,
     /// How long a proof stands while nothing newer was heard from the member.
     pub proof_hold: Duration,
@@ -98,7 +102,7 @@ pub enum Input {
     Tick,
 }
 
-/// The leader key.
+/// Whom the leader key names, or without one the members.
 #[derive(Clone, Debug, PartialEq)]
 enum Named {
     /// No snapshot yet.
@@ -109,36 +113,22 @@ enum Named {
     Member {
         name: String,
         since: Instant,
+        by: By,
     },
 }
 
-/// All that one member has said.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum By {
+    Key,
+    /// [`election`].
+    Members,
+}
+
+/// Highest timeline proved by a leader, and by whom it was proved last.
 #[derive(Clone, Debug, Default)]
-struct Word {
-    api_url: String,
-    /// The last primary proof, until the member says something else.
-    proved: Option<Proved>,
-    /// Its last word, silence left out: role and state, if it was not a proof.
-    denied: Option<Denied>,
-    /// What the view shows.
-    shown: super::Proof,
-    /// Its WAL position as it said last, in bytes: written by a primary, replayed by others.
-    wal: Option<u64>,
-    /// When the newest answer was asked for: an older one that arrives late changes nothing.
-    asked: Option<Instant>,
-}
-
-#[derive(Clone, Debug)]
-struct Proved {
+struct Floor {
     timeline: u32,
-    system_id: Option<String>,
-    asked: Instant,
-}
-
-#[derive(Clone, Debug)]
-struct Denied {
-    role: String,
-    state: String,
+    by: String,
 }
 
 // === impl Truth ===
@@ -204,6 +194,9 @@ impl Truth {
             _ => None,
         };
         let lapses = self.words.values().filter_map(|word| Some(word.proved.as_ref()?.asked + self.rules.proof_hold));
+        // Without Patroni a member's role lapses like a proof.
+        let heard = self.words.values().filter(|_| self.rules.members_alone).filter_map(|word| word.heard);
+        let lapses = lapses.chain(heard.map(|at| at + self.rules.proof_hold));
         let announced = self.announced.as_ref().map(|(_, since)| *since + self.rules.switchover_hold);
         let scheduled = self.keys.failover.as_ref().and_then(announce::due);
         let scheduled = scheduled.and_then(|at| now.mono.checked_add(at.duration_since(now.wall).ok()?));
@@ -217,12 +210,7 @@ impl Truth {
         let bouncers = bouncers.iter().filter(|(name, _)| *name != announce::ENTRY);
         self.bouncers = bouncers.filter_map(|(name, value)| Some((name.clone(), bouncer(name, value)?))).collect();
         self.name_leader(now);
-        if let Some(id) = self.keys.initialize.as_ref().filter(|id| **id != self.system_id) {
-            if !self.system_id.is_empty() {
-                self.once_open.clear();
-            }
-            self.system_id = id.clone();
-        }
+        self.note_system();
         let mut asked = self.once_open.clone();
         asked.extend(self.keys.members.iter().map(|(name, member)| (name.clone(), member.api_url.clone())));
         self.words.retain(|name, _| asked.contains_key(name));
@@ -238,13 +226,24 @@ impl Truth {
         self.addresses.retain(|host, _| needed.contains(host));
     }
 
+    /// Another system identifier is another cluster.
+    fn note_system(&mut self) {
+        if let Some(id) = self.keys.initialize.as_ref().filter(|id| **id != self.system_id) {
+            if !self.system_id.is_empty() {
+                self.once_open.clear();
+            }
+            self.system_id = id.clone();
+        }
+    }
+
     fn name_leader(&mut self, now: Now) {
         let since = now.mono;
-        match (&self.keys.leader, &self.named) {
+        match (&self.keys.leader, &mut self.named) {
             (None, Named::Absent { .. }) => {}
-            (Some(leader), Named::Member { name, .. }) if leader == name => {}
+            (None, Named::Member { .. }) if self.rules.members_alone => {}
+            (Some(leader), Named::Member { name, by, .. }) if leader == name => *by = By::Key,
             (None, _) => self.named = Named::Absent { since },
-            (Some(leader), _) => self.named = Named::Member { name: leader.clone(), since },
+            (Some(leader), _) => self.named = Named::Member { name: leader.clone(), since, by: By::Key },
         }
     }
 
@@ -272,16 +271,18 @@ impl Truth {
         self.raise_floor(member, now);
     }
 
-    /// A leader the key names has proved a timeline: no lower one is opened from now on.
+    /// A leader has proved a timeline: no lower one is opened from now on.
     fn raise_floor(&mut self, member: &str, now: Now) {
-        let Named::Member { name, since } = &self.named else { return };
+        let Named::Member { name, since, .. } = &self.named else { return };
         if name != member {
             return;
         }
         if let Some(proved) = self.standing_proof(member, now).filter(|proved| proved.asked >= *since) {
             let timeline = proved.timeline;
             let floor = self.floors.entry(self.system_id.clone()).or_default();
-            *floor = timeline.max(*floor);
+            if timeline >= floor.timeline {
+                *floor = Floor { timeline, by: member.into() };
+            }
         }
     }
 
@@ -315,6 +316,7 @@ impl Truth {
     }
 
     fn decide(&mut self, now: Now) -> Option<Arc<ClusterView>> {
+        self.elect(now);
         let (open, closed_because) = match self.opening(now) {
             Ok((member, timeline)) => {
                 let since = match &self.open {
@@ -339,12 +341,12 @@ impl Truth {
         let (name, named_since) = match &self.named {
             Named::Unknown => return Err(self.nothing_known()),
             Named::Absent { since } => return self.leaderless(*since, now),
-            Named::Member { name, since } => (name, *since),
+            Named::Member { name, since, .. } => (name, *since),
         };
         let proved = self.standing_proof(name, now).ok_or_else(|| self.unproved(name))?;
         let already = self.open.as_ref().is_some_and(|open| open.member == *name);
         if !already && proved.asked < named_since {
-            return Err(format!("the leader key names {name}, which has not proved to be primary since"));
+            return Err(format!("{}, which has not proved to be primary since", self.names(name)));
         }
         self.not_below_another(name, proved, now)?;
         Ok((name.clone(), proved.timeline))
@@ -352,7 +354,7 @@ impl Truth {
 
     /// The leader key is absent: whoever was open stays open for the debounce, as long as it proves primary.
     fn leaderless(&self, since: Instant, now: Now) -> Result<(String, u32), String> {
-        let absent = || "no member holds the leader key".to_string();
+        let absent = || self.nobody(now);
         if now.mono.saturating_duration_since(since) >= self.rules.leader_absent_debounce {
             return Err(absent());
         }
@@ -362,9 +364,13 @@ impl Truth {
         Ok((name.clone(), proved.timeline))
     }
 
+    fn floor(&self) -> Floor {
+        self.floors.get(&self.system_id).cloned().unwrap_or_default()
+    }
+
     fn not_below_another(&self, name: &str, proved: &Proved, now: Now) -> Result<(), String> {
         let timeline = proved.timeline;
-        let floor = self.floors.get(&self.system_id).copied().unwrap_or(0);
+        let floor = self.floor().timeline;
         if timeline < floor {
             return Err(format!(
                 "{name} proves timeline {timeline}, but a leader of this cluster has proved {floor} before: \
@@ -383,45 +389,6 @@ impl Truth {
             )),
             None => Ok(()),
         }
-    }
-}
-
-// === impl Word ===
-
-impl Word {
-    fn hear(&mut self, answer: Answer, asked: Instant, now: Now) {
-        let at = now.wall;
-        self.shown = match answer {
-            Answer::Primary { timeline, system_id, wal } => {
-                self.wal = wal;
-                self.proved = Some(Proved { timeline, system_id, asked });
-                self.denied = None;
-                super::Proof::Primary { timeline, at }
-            }
-            Answer::NotPrimary { role, state, timeline, wal } => {
-                self.wal = wal;
-                self.proved = None;
-                self.denied = Some(Denied { role: role.clone(), state: state.clone() });
-                super::Proof::NotPrimary { role, state, timeline, at }
-            }
-            // Silence neither proves nor takes back: the last proof lapses by itself.
-            Answer::Silent { why } => {
-                self.wal = None;
-                match &self.shown {
-                    super::Proof::Silent { since, .. } => super::Proof::Silent { why, since: *since },
-                    _ => super::Proof::Silent { why, since: at },
-                }
-            }
-        };
-    }
-}
-
-// === impl Denied ===
-
-impl Denied {
-    /// Whether it is in recovery or demoted, and not merely starting or crashed in its place.
-    fn is_demotion(&self) -> bool {
-        !is_primary_role(&self.role) && self.role != "promoted"
     }
 }
 

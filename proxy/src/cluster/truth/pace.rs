@@ -29,12 +29,16 @@ impl Truth {
         let is_open = self.open.as_ref().is_some_and(|open| open.member == member);
         match &self.named {
             Named::Unknown => Pace::Slow,
+            // Any of them may be promoted next.
+            Named::Absent { .. } if self.rules.members_alone && !self.once_open.is_empty() => Pace::Fast,
             // Whoever has taken back its proof cannot be primary again before the key names it.
             Named::Absent { .. } if self.once_open.contains_key(member) && !self.has_denied(member) => Pace::Fast,
             Named::Absent { .. } => Pace::Slow,
             Named::Member { name, .. } if name == member && is_open => Pace::Slow,
-            Named::Member { name, since } if name == member => {
-                if now.mono.saturating_duration_since(*since) < PROMOTED_WITHIN { Pace::Tight } else { Pace::Fast }
+            Named::Member { name, since, .. } if name == member => {
+                // Without Patroni a question is a connection to PostgreSQL.
+                let is_near = now.mono.saturating_duration_since(*since) < PROMOTED_WITHIN;
+                if is_near && !self.rules.members_alone { Pace::Tight } else { Pace::Fast }
             }
             // Two that prove primary.
             Named::Member { .. } if self.standing_proof(member, now).is_some() => Pace::Fast,

@@ -136,7 +136,13 @@ fn take(world: &mut World, ledger: &mut Ledger, step: Step) {
             if world.truth.to_ask().any(|(name, _)| name == NAMES[who]) {
                 ledger.words.insert(NAMES[who], None);
             }
-            let answer = Answer::NotPrimary { role: role.into(), state: "stopping".into(), timeline: None, wal: None };
+            let answer = Answer::NotPrimary {
+                role: role.into(),
+                state: "stopping".into(),
+                timeline: None,
+                system_id: None,
+                wal: None,
+            };
             world.answers(NAMES[who], answer);
         }
         Step::Silent(who) => world.answers(NAMES[who], Answer::Silent { why: "gone".into() }),

@@ -24,6 +24,7 @@ impl World {
         let now = Now { mono: Instant::now(), wall: SystemTime::now() };
         let rules = Rules {
             cluster: "lab".into(),
+            members_alone: false,
             leader_absent_debounce: DEBOUNCE,
             proof_hold: HOLD,
             switchover_hold: ANNOUNCED,
@@ -37,7 +38,7 @@ impl World {
     }
 
     /// A world in which the key names pg1, which proves timeline 1.
-    fn open() -> Self {
+    pub(super) fn open() -> Self {
         let mut world = Self::new();
         world.leader("pg1");
         world.proves("pg1", 1);
@@ -45,7 +46,7 @@ impl World {
         world
     }
 
-    fn member(&mut self, name: &str, role: &str, host: &str) {
+    pub(super) fn member(&mut self, name: &str, role: &str, host: &str) {
         let json = format!(
             r#"{{"conn_url":"postgres://{host}:5432/postgres","api_url":"{}","state":"running","role":"{role}"}}"#,
             url(name)
@@ -67,12 +68,12 @@ impl World {
         self.take(Input::Snapshot { revision, keys, bouncers: Keys::new() });
     }
 
-    fn leader(&mut self, name: &str) {
+    pub(super) fn leader(&mut self, name: &str) {
         self.key("leader", name);
         self.listed();
     }
 
-    fn no_leader(&mut self) {
+    pub(super) fn no_leader(&mut self) {
         self.keys.remove("leader");
         self.listed();
     }
@@ -86,15 +87,18 @@ impl World {
         self.take(Input::Answered { member: member.into(), api_url: url(member), asked, answer });
     }
 
-    fn proves(&mut self, member: &str, timeline: u32) {
+    pub(super) fn proves(&mut self, member: &str, timeline: u32) {
         self.answers(member, Answer::Primary { timeline, system_id: Some("77".into()), wal: None });
     }
 
-    fn says(&mut self, member: &str, role: &str, state: &str) {
-        self.answers(member, Answer::NotPrimary { role: role.into(), state: state.into(), timeline: None, wal: None });
+    pub(super) fn says(&mut self, member: &str, role: &str, state: &str) {
+        self.answers(
+            member,
+            Answer::NotPrimary { role: role.into(), state: state.into(), timeline: None, system_id: None, wal: None },
+        );
     }
 
-    fn silent(&mut self, member: &str) {
+    pub(super) fn silent(&mut self, member: &str) {
         self.answers(member, Answer::Silent { why: "connection refused".into() });
     }
 
@@ -104,7 +108,7 @@ impl World {
         self.take(Input::Tick);
     }
 
-    fn view(&self) -> Arc<ClusterView> {
+    pub(super) fn view(&self) -> Arc<ClusterView> {
         self.truth.view()
     }
 
@@ -116,7 +120,7 @@ impl World {
         self.view().cut.keys().cloned().collect()
     }
 
-    fn why(&self) -> String {
+    pub(super) fn why(&self) -> String {
         self.view().closed_because.clone()
     }
 
@@ -529,7 +533,7 @@ fn what_members_say_of_their_wal_counts_before_their_keys() {
     assert_eq!(world.view().members["pg2"].lag, Some(0));
     world.answers("pg1", Answer::Primary { timeline: 1, system_id: None, wal: Some(1500) });
     let state = "running".to_owned();
-    let replica = Answer::NotPrimary { role: "replica".into(), state, timeline: None, wal: Some(700) };
+    let replica = Answer::NotPrimary { role: "replica".into(), state, timeline: None, system_id: None, wal: Some(700) };
     world.answers("pg2", replica);
     assert_eq!(world.view().members["pg2"].lag, Some(800));
     world.silent("pg2");

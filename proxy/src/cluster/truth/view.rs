@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::{HostPort, Named, Now, Truth, changes};
+use super::{By, HostPort, Named, Now, Truth, changes};
 use crate::cluster::patroni::MemberKey;
 use crate::cluster::{ClusterView, Member, Proof, Said, StoreHealth, Switchover, SyncStandbys};
 
@@ -22,14 +22,14 @@ impl Truth {
             generation: old.generation + 1,
             store: self.store.clone(),
             system_id: self.keys.initialize.clone(),
-            leader_key: self.keys.leader.clone(),
+            leader_key: self.keys.leader.clone().filter(|_| !self.rules.members_alone),
             primary: self.open.clone(),
             closed_because,
             switchover,
             sync: self.sync(),
             said: Arc::new(self.said()),
             changes: old.changes.clone(),
-            members: self.keys.members.iter().map(|(name, key)| (name.clone(), self.member(name, key))).collect(),
+            members: self.keys.members.iter().map(|(name, key)| (name.clone(), self.member(name, key, now))).collect(),
             bouncers: self.bouncers.clone(),
             cut: self.cuts(),
         };
@@ -66,7 +66,7 @@ impl Truth {
         SyncStandbys { standbys, quorum_mode: self.keys.config.quorum_mode }
     }
 
-    fn member(&self, name: &str, key: &MemberKey) -> Member {
+    fn member(&self, name: &str, key: &MemberKey, now: Now) -> Member {
         let said = |name: &str| self.words.get(name).and_then(|word| word.wal);
         // Patroni writes its keys every `loop_wait`; the members' own word is as young as the last proof.
         let leader = match &self.named {
@@ -75,15 +75,19 @@ impl Truth {
         };
         let written = self.keys.optime.max(leader);
         let lag = written.zip(said(name).or(key.replayed)).map(|(written, replayed)| written.saturating_sub(replayed));
+        let (role, state, timeline) = match self.words.get(name).filter(|_| self.rules.members_alone) {
+            Some(word) => word.standing(now, self.rules.proof_hold),
+            None => (key.role.clone(), key.state.clone(), key.timeline),
+        };
         Member {
             name: name.into(),
-            role: key.role.clone(),
-            state: key.state.clone(),
+            role,
+            state,
             conn_url: key.conn_url.clone(),
             api_url: key.api_url.clone(),
             conn_addr: self.address(&key.conn_url),
             proxy_addr: self.address(&key.proxy_url),
-            timeline: key.timeline,
+            timeline,
             lag,
             lag_time: self.lag_time(name),
             tags: key.tags.clone(),
@@ -116,7 +120,7 @@ impl Truth {
         let denied = self.words.get(name).and_then(|word| word.denied.as_ref());
         match (denied.filter(|denied| denied.is_demotion()), leader) {
             (Some(denied), _) => Some(format!("{name} says it is {} ({})", denied.role, denied.state)),
-            (None, Some(leader)) if leader != name => Some(format!("the leader key names {leader}")),
+            (None, Some(leader)) if leader != name => Some(self.names(leader)),
             _ => None,
         }
     }
@@ -128,10 +132,20 @@ impl Truth {
         }
     }
 
-    /// Why the member the key names is not held to be primary.
+    /// Who names this leader.
+    pub(super) fn names(&self, leader: &str) -> String {
+        match &self.named {
+            Named::Member { by: By::Members, .. } => format!("{leader} proves to be primary on a higher timeline"),
+            _ if self.rules.members_alone => format!("the configuration names {leader}"),
+            _ => format!("the leader key names {leader}"),
+        }
+    }
+
+    /// Why the member that is named is not held to be primary.
     pub(super) fn unproved(&self, name: &str) -> String {
+        let names = self.names(name);
         let Some(word) = self.words.get(name) else {
-            return format!("the leader key names {name}, which has no member key");
+            return format!("{names}, which has no member key");
         };
         if let Some(theirs) = word.proved.as_ref().and_then(|proved| self.foreign_system(proved)) {
             let ours = self.keys.initialize.as_deref().unwrap_or_default();
@@ -147,7 +161,7 @@ impl Truth {
             Proof::NotPrimary { role, state, .. } => format!("says it is {role} ({state})"),
             Proof::Silent { why, .. } => format!("does not answer: {why}"),
         };
-        format!("the leader key names {name}, which {what}")
+        format!("{names}, which {what}")
     }
 }
 

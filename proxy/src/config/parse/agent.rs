@@ -41,7 +41,7 @@ pub(in crate::config) fn agent(text: &str, file: &str) -> Result<(AgentConfig, V
         && !cluster.store.has_registry()
     {
         let problem =
-            "the PgBouncer is not registered through Patroni's REST API: name it in the proxy's pool by address";
+            "the PgBouncer is registered nowhere, because there is no store: name it in the proxy's pool by address";
         top.warn(&format!("cluster.{name}.{}", cluster.store.kind()), problem);
     }
     top.end();

@@ -9,7 +9,10 @@ use crate::config::values;
 
 pub(super) fn cluster(mut section: Section<'_, '_>, folder: &Path) -> Cluster {
     let mut cluster = Cluster::default();
-    if let Some(scope) = section.require("scope", values::text("Patroni's scope, as in its own configuration")) {
+    let scope = || values::text("Patroni's scope, as in its own configuration");
+    // Without Patroni there is none.
+    let has_patroni = !section.has("static");
+    if let Some(scope) = if has_patroni { section.require("scope", scope()) } else { section.get("scope", scope()) } {
         cluster.scope = scope;
         if cluster.scope.contains('/') {
             let problem = format!("{:?} has a slash", cluster.scope);
@@ -25,6 +28,11 @@ pub(super) fn cluster(mut section: Section<'_, '_>, folder: &Path) -> Cluster {
     section.set("switchover_hold", values::duration(), &mut cluster.switchover_hold);
     if let Some(store) = store::store(&mut section, folder) {
         cluster.store = store;
+    }
+    for key in ["scope", "namespace", "citus_group"] {
+        if !has_patroni && section.has(key) {
+            section.warn(key, "not used, because a static cluster has no Patroni");
+        }
     }
     cluster.proof = proof(section.section("proof"), folder);
     section.end();

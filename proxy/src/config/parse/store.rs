@@ -1,13 +1,15 @@
-//! `[cluster.NAME.etcd]`, `.consul`, `.zookeeper` and `.rest`: one of them.
+//! `[cluster.NAME.etcd]`, `.consul`, `.zookeeper`, `.rest` and `.static`: one of them.
 
 use std::path::Path;
 
 use super::{password, secret, tls};
-use crate::config::model::{ConsulConfig, EtcdConfig, RestConfig, StoreConfig, ZookeeperConfig};
+use crate::config::model::{
+    ConsulConfig, EtcdConfig, RestConfig, StaticConfig, StaticMember, StoreConfig, ZookeeperConfig,
+};
 use crate::config::read::Section;
 use crate::config::values::{self, Kind};
 
-const KINDS: [&str; 4] = ["etcd", "consul", "zookeeper", "rest"];
+const KINDS: [&str; 5] = ["etcd", "consul", "zookeeper", "rest", "static"];
 
 /// `None` where there is none, which is blamed. Each kind is read even so: its keys must be known.
 pub(super) fn store(cluster: &mut Section<'_, '_>, folder: &Path) -> Option<StoreConfig> {
@@ -16,7 +18,8 @@ pub(super) fn store(cluster: &mut Section<'_, '_>, folder: &Path) -> Option<Stor
         [] => {
             let path = cluster.path.clone();
             let expected = format!(
-                "a section [{path}.etcd] with endpoints = [\"http://10.0.0.1:2379\"], or consul, zookeeper or rest"
+                "a section [{path}.etcd] with endpoints = [\"http://10.0.0.1:2379\"], or consul, zookeeper, rest or \
+                 static"
             );
             cluster.error("", "nothing says where Patroni keeps its keys", expected);
         }
@@ -24,7 +27,7 @@ pub(super) fn store(cluster: &mut Section<'_, '_>, folder: &Path) -> Option<Stor
         [first, others @ ..] => {
             for other in others {
                 let problem = format!("there is a section {first} as well");
-                cluster.error(other, problem, "one of etcd, consul, zookeeper and rest");
+                cluster.error(other, problem, "one of etcd, consul, zookeeper, rest and static");
             }
         }
     }
@@ -33,6 +36,7 @@ pub(super) fn store(cluster: &mut Section<'_, '_>, folder: &Path) -> Option<Stor
         StoreConfig::Consul(consul(cluster.section("consul"), folder)),
         StoreConfig::Zookeeper(zookeeper(cluster.section("zookeeper"), folder)),
         StoreConfig::Rest(rest(cluster.section("rest"))),
+        StoreConfig::Static(fixed(cluster.section("static"), folder)),
     ];
     stores.into_iter().find(|store| there.first() == Some(&store.kind()))
 }
@@ -63,7 +67,7 @@ fn consul(mut section: Section<'_, '_>, folder: &Path) -> ConsulConfig {
 }
 
 fn zookeeper(mut section: Section<'_, '_>, folder: &Path) -> ZookeeperConfig {
-    let hosts = addresses(&mut section, "hosts", values::zookeeper_host);
+    let hosts = addresses(&mut section, "hosts", || values::server(2181, "zk1"));
     let mut zookeeper = ZookeeperConfig { hosts, ..ZookeeperConfig::default() };
     (zookeeper.user, zookeeper.password) = login(&mut section, folder, "the user of a digest");
     zookeeper.tls = tls(section.section("tls"), folder);
@@ -78,6 +82,36 @@ fn rest(mut section: Section<'_, '_>) -> RestConfig {
     let endpoints = addresses(&mut section, "endpoints", || values::endpoint(8008, "https://pg1:8008"));
     section.end();
     RestConfig { endpoints }
+}
+
+/// `static`, which Rust keeps for itself.
+fn fixed(mut section: Section<'_, '_>, folder: &Path) -> StaticConfig {
+    let mut fixed = StaticConfig::default();
+    let user = values::protocol_text("the name of a PostgreSQL user");
+    if section.exists() {
+        fixed.user = section.require("user", user).unwrap_or_default();
+    } else {
+        section.get("user", user);
+    }
+    fixed.password = password(&mut section, folder);
+    section.set("database", values::protocol_text("the name of a database"), &mut fixed.database);
+    fixed.primary = section.get("primary", values::name());
+    let members = &mut fixed.members;
+    let has_members = section.array_of_sections("member", |_, section| members.push(member(section)));
+    if section.exists() && !has_members {
+        let expected = format!("a section [[{}.member]] for each PostgreSQL", section.path);
+        section.error("", "it has no members", expected);
+    }
+    section.end();
+    fixed
+}
+
+fn member(mut section: Section<'_, '_>) -> StaticMember {
+    let address = section.require("address", values::server(5432, "pg1")).unwrap_or_default();
+    let name = section.require("name", values::name()).unwrap_or_default();
+    let tags = section.tags("tags").into_iter().flatten().collect();
+    section.end();
+    StaticMember { name, address, tags }
 }
 
 /// A list that is required, and not empty, where there is such a section at all.

@@ -7,7 +7,7 @@ mod wrong_fields;
 use std::collections::BTreeSet;
 
 /// Configurations that together set every key, each to something other than its default.
-const FULL: [&str; 6] = [
+const FULL: [&str; 7] = [
     r#"
         [proxy]
         threads = 3
@@ -204,6 +204,28 @@ const FULL: [&str; 6] = [
         cluster = "c"
         route = "node-local"
         address = "conn-url"
+        [listener.l]
+        bind = "127.0.0.1:5432"
+        pool = "p"
+    "#,
+    r#"
+        [cluster.c.static]
+        user = "pgsplice"
+        password_file = "etcd.password"
+        database = "monitor"
+        primary = "pg1"
+        [[cluster.c.static.member]]
+        name = "pg1"
+        address = "pg1.example"
+        tags = { zone = "a", "with space" = "1" }
+        [[cluster.c.static.member]]
+        name = "pg2"
+        address = "[2001:db8::2]:5433"
+        [pool.p]
+        cluster = "c"
+        route = "node-local"
+        role = "any"
+        address = 6432
         [listener.l]
         bind = "127.0.0.1:5432"
         pool = "p"

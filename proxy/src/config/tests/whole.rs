@@ -64,7 +64,7 @@ cluster = "main"
             r#"pgsplice.toml:14: pool.rw.route: this pool has no cluster; expected cluster = "NAME" beside it"#,
             r#"pgsplice.toml:16: pool.ro.route: missing; expected "fleet" or "node-local""#,
             r#"pgsplice.toml:19: cluster.main.scope: missing; expected Patroni's scope, as in its own configuration"#,
-            r#"pgsplice.toml:19: cluster.main: nothing says where Patroni keeps its keys; expected a section [cluster.main.etcd] with endpoints = ["http://10.0.0.1:2379"], or consul, zookeeper or rest"#,
+            r#"pgsplice.toml:19: cluster.main: nothing says where Patroni keeps its keys; expected a section [cluster.main.etcd] with endpoints = ["http://10.0.0.1:2379"], or consul, zookeeper, rest or static"#,
         ]
     );
 }
@@ -265,6 +265,44 @@ fn a_fleet_cannot_be_found_without_a_registry() {
 }
 
 #[test]
+fn a_static_cluster_has_no_patroni_and_no_registry() {
+    let text = FULL[6]
+        .replace("[cluster.c.static]", "[cluster.c]\nscope = \"main\"\n[cluster.c.static]")
+        .replace("password_file = \"etcd.password\"", "")
+        .replace("\"any\"", "\"sync\"");
+    assert_eq!(
+        errors(&text),
+        [
+            "pgsplice.toml:19: pool.p.role: only Patroni tells who has this role, and a static cluster has none; expected \"primary\", \"replica\" or \"any\""
+        ]
+    );
+    let text = text.replace("\"sync\"", "\"primary\"");
+    let (config, said) = Config::from_str_named(&text, "pgsplice.toml").unwrap();
+    assert_eq!(
+        said[0].to_string(),
+        "pgsplice.toml:3: warning: cluster.c.scope: not used, because a static cluster has no Patroni"
+    );
+    let StoreConfig::Static(fixed) = &config.clusters["c"].store else { panic!("not static") };
+    assert_eq!((fixed.password.as_deref(), &*fixed.members[0].address), (None, "pg1.example:5432"));
+    for (from, to, expected) in [
+        (
+            "primary = \"pg1\"",
+            "primary = \"pg3\"",
+            "cluster.c.static.primary: there is no member \"pg3\" (did you mean",
+        ),
+        ("name = \"pg2\"", "name = \"pg1\"", "cluster.c.static.member[1].name: pg1 is also that of another member"),
+        ("user = \"pgsplice\"", "", "cluster.c.static.user: missing; expected the name of a PostgreSQL user"),
+        ("address = 6432", "address = \"proxy-url\"", "pool.p.address: a member of a static cluster has no proxy_url"),
+        ("\"node-local\"", "\"fleet\"\nrole = \"primary\"", "pool.p.route: agents cannot register in a static cluster"),
+    ] {
+        let text = text.replace("role = \"primary\"\n        address = 6432", "address = 6432").replace(from, to);
+        let text = if from.contains("node-local") { text.replace("address = 6432", "") } else { text };
+        let found = errors(&text).join("\n");
+        assert!(found.contains(expected), "{found}");
+    }
+}
+
+#[test]
 fn a_secret_in_the_clear_is_a_warning() {
     let head = "[pool.p]\ncluster = \"c\"\nroute = \"fleet\"\n[listener.l]\nbind = \"127.0.0.1:1\"\npool = \"p\"\n[cluster.c]\nscope = \"main\"\n";
     let consul = format!("{head}consul = {{ endpoints = \"http://a\", token = \"x\" }}\n");
@@ -411,6 +449,7 @@ fn no_key_is_read_and_forgotten() {
         StoreConfig::Consul(ConsulConfig::default()),
         StoreConfig::Zookeeper(ZookeeperConfig::default()),
         StoreConfig::Rest(RestConfig::default()),
+        StoreConfig::Static(StaticConfig::default()),
     ];
     for (store, text) in others.iter().zip(&FULL[3..]) {
         let (config, _) = Config::from_str_named(text, &name).unwrap();

@@ -52,6 +52,16 @@ const REST: Around = &[
     ("pool.p.address", "6432"),
 ];
 
+const REPLICATION: Around = &[
+    ("listener.l.bind", r#""127.0.0.1:5432""#),
+    ("listener.l.pool", r#""p""#),
+    ("cluster.c.static.user", r#""pgsplice""#),
+    ("cluster.c.static.member", r#"[{ name = "pg1", address = "10.0.0.1" }]"#),
+    ("pool.p.cluster", r#""c""#),
+    ("pool.p.route", r#""node-local""#),
+    ("pool.p.address", "6432"),
+];
+
 #[rustfmt::skip]
 const CASES: &[(Around, &str, &str)] = &[
     (STATIC, r#"proxy.threads = -1"#, r#"pgsplice.toml:1: proxy.threads: -1 is too small; expected a whole number from 0 to 1024"#),
@@ -115,6 +125,18 @@ cluster.c.etcd.tls.key = "/proc/self/status""#, r#"pgsplice.toml:1: cluster.c.et
     (CONSUL, r#"cluster.c.consul.endpoints = "10.0.0.1""#, r#"pgsplice.toml:1: cluster.c.consul.endpoints: "10.0.0.1" has no http:// or https://; expected a URL such as http://10.0.0.1:8500 or https://consul1:8501"#),
     (CONSUL, r#"cluster.c.consul.endpoints = ["http://a", "http://a"]"#, r#"pgsplice.toml:1: cluster.c.consul.endpoints: http://a:8500 is there twice; expected each once"#),
     (CONSUL, r#"cluster.c.consul.endpoints = ["http://a", "https://b"]"#, r#"pgsplice.toml:1: cluster.c.consul.endpoints: some are http and some https; expected one of the two for all"#),
+    (REPLICATION, r#"cluster.c.static.user = """#, r#"pgsplice.toml:1: cluster.c.static.user: "" is empty; expected the name of a PostgreSQL user"#),
+    (REPLICATION, r#"cluster.c.static.password = 5"#, r#"pgsplice.toml:1: cluster.c.static.password: this is not text; expected a password in quotes"#),
+    (REPLICATION, r#"cluster.c.static.password_file = "/nonexistent""#, r#"pgsplice.toml:1: cluster.c.static.password_file: cannot read /nonexistent: No such file or directory; expected the path of a readable file with the password in its first line"#),
+    (REPLICATION, r#"cluster.c.static.database = """#, r#"pgsplice.toml:1: cluster.c.static.database: "" is empty; expected the name of a database"#),
+    (REPLICATION, r#"cluster.c.static.primary = "a b""#, r#"pgsplice.toml:1: cluster.c.static.primary: "a b" is not a name; expected up to 63 letters, digits, dashes and underscores"#),
+    (REPLICATION, r#"cluster.c.static.primary = "pg9""#, r#"pgsplice.toml:1: cluster.c.static.primary: there is no member "pg9" (did you mean "pg1"?); expected the name of a member: "pg1""#),
+    (REPLICATION, r#"cluster.c.static.member = []"#, r#"pgsplice.toml:1: cluster.c.static.member: the list is empty; expected at least one [[cluster.c.static.member]] section"#),
+    (REPLICATION, r#"cluster.c.static.member = [{ name = "a b", address = "10.0.0.1" }]"#, r#"pgsplice.toml:1: cluster.c.static.member[0].name: "a b" is not a name; expected up to 63 letters, digits, dashes and underscores"#),
+    (REPLICATION, r#"cluster.c.static.member = [{ name = "pg1", address = "10.0.0.1:0" }]"#, r#"pgsplice.toml:1: cluster.c.static.member[0].address: "10.0.0.1:0" has port 0; expected host:port such as 10.0.0.1:5432 or pg1:5432"#),
+    (REPLICATION, r#"cluster.c.static.member = [{ name = "pg1", address = "a" }, { name = "pg1", address = "b" }]"#, r#"pgsplice.toml:1: cluster.c.static.member[1].name: pg1 is also that of another member; expected a name of its own"#),
+    (REPLICATION, r#"cluster.c.static.member = [{ name = "pg1", address = "10.0.0.1", tags = 5 }]"#, r#"pgsplice.toml:1: cluster.c.static.member[0].tags: 5 is a number; expected a table of tags such as { region = "eu" }"#),
+    (REPLICATION, r#"cluster.c.proof.tls.server_name = "x""#, r#"pgsplice.toml:1: cluster.c.proof.tls: there is no ca; expected the ca that turns TLS on"#),
     (REST, r#"cluster.c.rest.endpoints = "10.0.0.1""#, r#"pgsplice.toml:1: cluster.c.rest.endpoints: "10.0.0.1" has no http:// or https://; expected a URL such as http://10.0.0.1:8008 or https://pg1:8008"#),
     (REST, r#"cluster.c.rest.endpoints = ["http://a", "http://a"]"#, r#"pgsplice.toml:1: cluster.c.rest.endpoints: http://a:8008 is there twice; expected each once"#),
     (REST, r#"cluster.c.rest.endpoints = ["http://a", "https://b"]"#, r#"pgsplice.toml:1: cluster.c.rest.endpoints: some are http and some https; expected one of the two for all"#),
@@ -148,7 +170,7 @@ cluster.c.zookeeper.tls.ca = "/proc/self/status""#, r#"pgsplice.toml:1: cluster.
 cluster.c.zookeeper.tls.cert = "/proc/self/status"
 cluster.c.zookeeper.tls.ca = "/proc/self/status""#, r#"pgsplice.toml:1: cluster.c.zookeeper.tls.key: 1 is a number; expected the path of a readable PEM file"#),
     (ZOOKEEPER, r#"cluster.c.zookeeper.tls.server_name = "zk""#, r#"pgsplice.toml:1: cluster.c.zookeeper.tls: there is no ca; expected the ca that turns TLS on"#),
-    (CLUSTER, r#"cluster.c.consul.endpoints = "http://10.0.0.1""#, r#"pgsplice.toml:1: cluster.c.consul: there is a section etcd as well; expected one of etcd, consul, zookeeper and rest"#),
+    (CLUSTER, r#"cluster.c.consul.endpoints = "http://10.0.0.1""#, r#"pgsplice.toml:1: cluster.c.consul: there is a section etcd as well; expected one of etcd, consul, zookeeper, rest and static"#),
     (REST, r#"pool.p.address = "proxy-url""#, r#"pgsplice.toml:1: pool.p.address: Patroni's REST API does not tell a member's proxy_url; expected a port number such as 6432, or "conn-url""#),
     (CLUSTER, r#"cluster.c.proof.interval = 0"#, r#"pgsplice.toml:1: cluster.c.proof.interval: zero makes no sense here; expected a duration above zero, such as 2s, 500ms or 1h30m"#),
     (CLUSTER, r#"cluster.c.proof.fast_interval = "1h1h""#, r#"pgsplice.toml:1: cluster.c.proof.fast_interval: "1h1h" is not in the order of days, hours, minutes, seconds; expected a duration above zero, such as 2s, 500ms or 1h30m"#),
@@ -297,7 +319,7 @@ fn each_wrong_field_has_its_message() {
 
 #[test]
 fn what_is_around_them_is_right() {
-    for around in [STATIC, CLUSTER, CONSUL, ZOOKEEPER, REST] {
+    for around in [STATIC, CLUSTER, CONSUL, ZOOKEEPER, REST, REPLICATION] {
         let text: String = around.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
         Config::from_str_named(&text, "pgsplice.toml").unwrap();
     }

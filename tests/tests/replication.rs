@@ -1,0 +1,218 @@
+//! A static cluster: three real PostgreSQLs with plain streaming replication and no Patroni, asked by SQL.
+
+// A test stops at the first thing that goes wrong.
+#![allow(clippy::unwrap_used)]
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use pgsplice::cluster::{self, ClusterView};
+use pgsplice::config::{self, ProofConfig, StaticConfig, StaticMember, StoreConfig, TlsFiles};
+use pgsplice_tests::{Certificate, postgres};
+use serde_json::Value;
+use xtask::lab::{Host, Lab, LabSpec, Program, until};
+
+const SOON: Duration = Duration::from_secs(20);
+const WRITES: u16 = 5432;
+const READS: u16 = 5433;
+/// Where the three servers listen, all on host `pg1`: the first is the lab's own.
+const SERVERS: [(&str, u16); 3] = [("first", 5432), ("second", 5434), ("third", 5435)];
+
+/// One host with a primary and two standbys.
+fn lab() -> Lab {
+    let spec = LabSpec {
+        bouncers: 0,
+        proxy: xtask::lab::Proxy::None,
+        ..LabSpec::static_fleet(format!("re{:x}", std::process::id()))
+    };
+    let lab = Lab::up(&spec, |_, _| ()).unwrap();
+    let host = lab.host("pg1");
+    let path = lab.superuser_sql(host, "SHOW hba_file").unwrap();
+    let rules = format!("local replication postgres peer\n{}", host.output(["cat", &path]).unwrap());
+    host.write_private(&path, rules, "postgres").unwrap();
+    lab.superuser_sql(host, "SELECT pg_reload_conf()").unwrap();
+    for (name, port) in &SERVERS[1..] {
+        let data = format!("/var/lib/postgresql/17/{name}");
+        let from = "host=/run/postgresql port=5432 user=postgres";
+        let copy = ["pg_basebackup", "-D", &data, "-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", from];
+        host.output_as("postgres", copy).unwrap();
+        let port = port.to_string();
+        let argv = ["/usr/lib/postgresql/17/bin/postgres", "-D", &data, "-p", &port, "-c", "listen_addresses=*"];
+        let argv = argv.into_iter().chain([
+            "-c",
+            "unix_socket_directories=/run/postgresql",
+            "-c",
+            "max_connections=200",
+            "-c",
+            "fsync=off",
+        ]);
+        host.spawn(Program::new(*name, argv).user("postgres")).unwrap();
+    }
+    for (name, _) in &SERVERS[1..] {
+        until(&format!("{name} to follow"), SOON, || sql(host, name, "SELECT 1").is_some()).unwrap();
+    }
+    lab
+}
+
+/// As the superuser on a server's socket.
+fn sql(host: &Host, server: &str, sql: &str) -> Option<String> {
+    let port = SERVERS.iter().find(|(name, _)| *name == server).unwrap().1.to_string();
+    let said = host.output_as("postgres", ["psql", "-XAtq", "-p", &port, "-v", "ON_ERROR_STOP=1", "-c", sql]).ok()?;
+    Some(said.trim_end().to_owned())
+}
+
+fn config(lab: &Lab) -> String {
+    let password = Lab::password("PROBE_PASSWORD").unwrap();
+    let mut text = format!("[cluster.main.static]\nuser = \"pgsplice\"\npassword = \"{password}\"\n");
+    for (name, port) in SERVERS {
+        let address = format!("{}:{port}", lab.host("pg1").v4());
+        writeln!(text, "[[cluster.main.static.member]]\nname = \"{name}\"\naddress = \"{address}\"").unwrap();
+    }
+    for (pool, port, rule) in
+        [("rw", WRITES, "role = \"primary\""), ("ro", READS, "role = \"replica\"\nmax_lag = \"1MiB\"")]
+    {
+        writeln!(text, "[listener.{pool}]\nbind = \"0.0.0.0:{port}\"\npool = \"{pool}\"").unwrap();
+        let keys = "cluster = \"main\"\nroute = \"node-local\"\naddress = \"conn-url\"\nprobe.interval = \"200ms\"";
+        writeln!(text, "[pool.{pool}]\n{keys}\n{rule}").unwrap();
+    }
+    text
+}
+
+fn ask(lab: &Lab, path: &[&str]) -> Value {
+    serde_json::from_str(&lab.pgsplice(path).unwrap()).unwrap()
+}
+
+fn primary(lab: &Lab) -> Option<String> {
+    ask(lab, &["status", "--json"])["clusters"][0]["primary"].as_str().map(Into::into)
+}
+
+fn readers(lab: &Lab) -> u64 {
+    let status = ask(lab, &["status", "--json"]);
+    let ro = status["pools"].as_array().unwrap().iter().find(|pool| pool["name"] == "ro").unwrap();
+    ro["candidates"].as_u64().unwrap()
+}
+
+/// The port of the server that answers behind this listener, and whether it is in recovery.
+fn behind(lab: &Lab, port: u16) -> (u16, bool) {
+    let said = lab.sql(lab.proxy(), port, "SELECT inet_server_port(), pg_is_in_recovery()").unwrap();
+    let (port, in_recovery) = said.split_once('|').unwrap();
+    (port.parse().unwrap(), in_recovery == "t")
+}
+
+#[test]
+fn writes_go_to_whoever_was_promoted_last_and_reads_to_those_who_keep_up() {
+    let lab = lab();
+    let host = lab.host("pg1");
+    lab.start_pgsplice(&config(&lab)).unwrap();
+    until("the first to be open", SOON, || lab.proxy().run(["test", "-S", "/run/pgsplice/admin.sock"]).is_ok())
+        .unwrap();
+    until("the first to be open", SOON, || primary(&lab).as_deref() == Some("first")).unwrap();
+    until("two replicas", SOON, || readers(&lab) == 2).unwrap();
+    assert_eq!(behind(&lab, WRITES), (5432, false));
+    assert!(behind(&lab, READS).1);
+
+    // One that stands still gets no reads.
+    sql(host, "third", "SELECT pg_wal_replay_pause()").unwrap();
+    sql(host, "first", "CREATE TABLE much AS SELECT g FROM generate_series(1, 200000) g").unwrap();
+    until("the third to be too far behind", SOON, || readers(&lab) == 1).unwrap();
+    assert_eq!(behind(&lab, READS), (5434, true));
+    sql(host, "third", "SELECT pg_wal_replay_resume()").unwrap();
+    until("it to have caught up", SOON, || readers(&lab) == 2).unwrap();
+
+    // A promotion while the old primary goes on taking writes: its sessions end, and nothing more goes to it.
+    let conninfo = lab.conninfo(lab.proxy(), WRITES);
+    let mut session = lab.client().command(["psql", "-XAtq", &conninfo, "-c", "SELECT pg_sleep(60)"]);
+    let mut session = session.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let at_work = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'";
+    until("the session to be at work", SOON, || sql(host, "first", at_work).as_deref() == Some("1")).unwrap();
+    sql(host, "second", "SELECT pg_promote()").unwrap();
+    let promoted = Instant::now();
+    until("the second to be open", SOON, || primary(&lab).as_deref() == Some("second")).unwrap();
+    println!("open {:?} after it was promoted", promoted.elapsed());
+    assert_eq!(behind(&lab, WRITES), (5434, false));
+    assert_eq!(sql(host, "first", "SELECT pg_is_in_recovery()").as_deref(), Some("f"), "two writable primaries");
+    until("its session to be cut", SOON, || session.try_wait().unwrap().is_some()).unwrap();
+    let table = lab.pgsplice(&["cluster"]).unwrap();
+    println!("{table}");
+    for line in [
+        "cluster main: static",
+        "concluded: the primary is second, timeline 2",
+        "gets no session although it proves primary",
+    ] {
+        assert!(table.contains(line), "{line}");
+    }
+
+    // The promoted one stops: nobody falls back to the old one, which lacks what was written since.
+    let second = host.service("second").unwrap();
+    second.kill(libc::SIGINT).unwrap();
+    second.wait(SOON).unwrap();
+    until("nobody to be open", SOON, || primary(&lab).is_none()).unwrap();
+    let closed = ask(&lab, &["status", "--json"])["clusters"][0]["closed_because"].as_str().unwrap().to_owned();
+    assert!(closed.starts_with("first proves timeline 1, but second has proved 2 before"), "{closed}");
+    second.restart().unwrap();
+    until("the second to be open again", SOON, || primary(&lab).as_deref() == Some("second")).unwrap();
+
+    over_tls_and_with_the_wrong_password(&lab);
+}
+
+/// The first alone, from here: it needs no more servers.
+fn over_tls_and_with_the_wrong_password(lab: &Lab) {
+    let host = lab.host("pg1");
+    let certificate = Certificate::make(lab.client(), host).unwrap();
+    let another = Certificate::make(lab.client(), host).unwrap();
+    postgres::serve_tls(lab, &certificate).unwrap();
+    let path = lab.superuser_sql(host, "SHOW hba_file").unwrap();
+    let rules = format!("hostnossl all pgsplice all reject\n{}", host.output(["cat", &path]).unwrap());
+    host.write_private(&path, rules, "postgres").unwrap();
+    lab.superuser_sql(host, "SELECT pg_reload_conf()").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in [("ca.crt", &certificate.authority), ("another.crt", &another.authority)] {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    let password = Lab::password("PROBE_PASSWORD").unwrap();
+    let follow = |ca: Option<&str>, password: &str| {
+        let config = static_cluster(host, password, ca.map(|ca| folder.path().join(ca)).as_deref());
+        let found = lab.client().on_thread(|| first_verdict(&config)).unwrap();
+        let why = found.closed_because.clone();
+        (found.primary.map(|primary| primary.timeline), why, found.members["first"].proof.clone())
+    };
+    assert_eq!(follow(Some("ca.crt"), password).0, Some(1));
+    for (ca, password, why) in [
+        (None, password, "no encryption"),
+        (Some("another.crt"), password, "invalid peer certificate"),
+        (Some("ca.crt"), "wrong", "password authentication failed"),
+    ] {
+        let (primary, closed, proof) = follow(ca, password);
+        assert!(primary.is_none() && format!("{proof:?}").contains(why), "{why}: {closed} {proof:?}");
+    }
+}
+
+fn static_cluster(host: &Host, password: &str, ca: Option<&Path>) -> config::Cluster {
+    let member =
+        StaticMember { name: "first".into(), address: format!("{}:5432", host.v4()), tags: Default::default() };
+    let fixed = StaticConfig {
+        user: "pgsplice".into(),
+        password: Some(password.into()),
+        members: vec![member],
+        ..StaticConfig::default()
+    };
+    let tls = TlsFiles { ca: ca.map(Into::into), ..TlsFiles::default() };
+    let proof = ProofConfig { tls, ..ProofConfig::default() };
+    config::Cluster { store: StoreConfig::Static(fixed), proof, ..config::Cluster::default() }
+}
+
+/// The first view after the member was asked.
+fn first_verdict(config: &config::Cluster) -> ClusterView {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let handle = cluster::watch("main", config);
+        let mut views = handle.view.clone();
+        let asked = |view: &std::sync::Arc<ClusterView>| {
+            view.members.get("first").is_some_and(|member| member.proof != cluster::Proof::NotAsked)
+        };
+        let view = tokio::time::timeout(SOON, views.wait_for(asked)).await.unwrap().unwrap().clone();
+        (*view).clone()
+    })
+}
