@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// A member that answers `/cluster` and `/patroni`.
+/// A member that answers `/cluster` and `/patroni`, or `/primary` alone.
 struct Member {
     name: &'static str,
     port: u16,
@@ -30,6 +30,8 @@ struct Said {
     /// `None`: its store is away, as Patroni says that.
     cluster: Option<String>,
     own: String,
+    /// Nothing but health checks is served, and whether it holds the leader key.
+    checks_only: Option<bool>,
     /// It takes connections and says nothing.
     hangs: bool,
 }
@@ -57,6 +59,11 @@ impl Member {
         );
     }
 
+    /// A proxy before it lets nothing but health checks through.
+    fn checks_only(&self, holds_key: bool) {
+        self.said.lock().checks_only = Some(holds_key);
+    }
+
     /// What it reads in its store.
     fn reads(&self, cluster: Option<String>) {
         self.said.lock().cluster = cluster;
@@ -79,10 +86,14 @@ async fn serve(listener: TcpListener, said: Arc<Mutex<Said>>) {
             if said.hangs {
                 std::future::pending::<()>().await;
             }
-            let (status, body) = match (request[..read].starts_with(b"GET /cluster "), said.cluster) {
-                (true, Some(cluster)) => (200, cluster),
-                (true, None) => (500, String::new()),
-                (false, _) => (200, said.own),
+            let asks = |path: &str| request[..read].starts_with(format!("GET {path} ").as_bytes());
+            let (status, body) = match (said.checks_only, said.cluster) {
+                (Some(true), _) if asks("/primary") => (200, said.own),
+                (Some(false), _) if asks("/primary") => (503, said.own),
+                (Some(_), _) => (403, "<html>".into()),
+                (None, Some(cluster)) if asks("/cluster") => (200, cluster),
+                (None, None) if asks("/cluster") => (500, String::new()),
+                (None, _) => (200, said.own),
             };
             let answer = format!("HTTP/1.0 {status} -\r\nContent-Length: {}\r\n\r\n{body}", body.len());
             let _ = stream.write_all(answer.as_bytes()).await;
@@ -204,6 +215,34 @@ async fn a_member_that_lags_behind_is_outvoted_and_one_that_hangs_is_not_waited_
     tokio::time::sleep(Duration::from_secs(3)).await;
     let view = handle.view.borrow().clone();
     assert!(open_to("pg2")(&view) && !away(&view), "{}", why(&view));
+}
+
+#[tokio::test]
+async fn where_nothing_but_health_checks_is_served_they_are_enough() {
+    let members = three().await;
+    members[0].is("primary", 1);
+    for member in &members {
+        member.checks_only(member.name == "pg1");
+    }
+    let handle = follow_all(&members);
+    let all = |view: &ClusterView| open_to("pg1")(view) && view.members.len() == 3;
+    let (view, _) = until(&handle, "pg1", all).await;
+    assert_eq!(view.system_id.as_deref(), Some("77"));
+    assert!(view.members.values().all(|member| member.is_running() && member.conn_addr.is_some()));
+    assert_eq!((&*view.members["pg1"].role, &*view.members["pg2"].role), ("primary", "replica"));
+    // The leader is silent for a while, which is no news; then the key is another's, before that one is primary.
+    members[0].said.lock().hangs = true;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let view = handle.view.borrow().clone();
+    assert!(open_to("pg1")(&view) && !away(&view) && view.members["pg1"].is_running(), "{}", why(&view));
+    members[1].checks_only(true);
+    let (view, _) = until(&handle, "named", |view| view.leader_key.as_deref() == Some("pg2")).await;
+    assert!(view.primary.is_none() && view.cut.contains_key("pg1"));
+    members[1].is("primary", 2);
+    until(&handle, "pg2", open_to("pg2")).await;
+    // A primary that does not hold the key is none: its Patroni may have lost it.
+    members[1].checks_only(false);
+    until(&handle, "closed", |view| view.primary.is_none() && view.leader_key.is_none()).await;
 }
 
 #[tokio::test]

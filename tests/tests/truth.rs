@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use pgsplice::cluster::{self, Bouncer, BouncerState, ClusterHandle, ClusterView, Proof, StoreHealth};
 use pgsplice::config;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use xtask::lab::{Lab, LabSpec, Proxy, Store};
 
 fn lab() -> Lab {
@@ -40,6 +42,33 @@ fn config(store: Store) -> config::Cluster {
 fn rest() -> config::Cluster {
     let endpoints = (31..=33).map(|n| format!("http://10.0.0.{n}:8008")).collect();
     config_of(config::StoreConfig::Rest(config::RestConfig { endpoints }))
+}
+
+/// No store, and of the members' REST API what a load balancer's check is told.
+async fn checks() -> config::Cluster {
+    let mut endpoints = Vec::new();
+    for n in 31..=33 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        endpoints.push(format!("http://{}", listener.local_addr().unwrap()));
+        tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                tokio::spawn(async move { drop(checks_only(client, &format!("10.0.0.{n}:8008")).await) });
+            }
+        });
+    }
+    config_of(config::StoreConfig::Rest(config::RestConfig { endpoints }))
+}
+
+async fn checks_only(mut client: TcpStream, member: &str) -> std::io::Result<()> {
+    let mut request = [0; 4096];
+    let length = client.read(&mut request).await?;
+    if !request.starts_with(b"GET /primary ") {
+        return client.write_all(b"HTTP/1.0 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await;
+    }
+    let mut patroni = TcpStream::connect(member).await?;
+    patroni.write_all(&request[..length]).await?;
+    tokio::io::copy(&mut patroni, &mut client).await.map(drop)
 }
 
 async fn until(
@@ -135,6 +164,7 @@ fn the_fleet_follows(store: Store) {
     on_client(&lab, async || {
         let handle = cluster::watch("main", &config(store));
         let by_rest = cluster::watch("main", &rest());
+        let by_checks = cluster::watch("main", &checks().await);
         let follow = |leader: &str| {
             let leader = leader.to_string();
             move |view: &ClusterView| {
@@ -152,13 +182,19 @@ fn the_fleet_follows(store: Store) {
         until(&handle, "three bouncers on the leader", follow(&first)).await;
         let (view, _) = until(&by_rest, "the same by REST", open_to(&first)).await;
         assert_eq!((view.members.len(), &view.system_id), (3, &handle.view.borrow().system_id));
-        until(&by_rest, "lag of all", |view| view.members.values().all(|member| member.lag.is_some())).await;
+        let (view, _) = until(&by_checks, "the same by health checks", open_to(&first)).await;
+        assert_eq!((view.members.len(), &view.system_id), (3, &handle.view.borrow().system_id));
+        for members in [&by_rest, &by_checks] {
+            until(members, "lag of all", |view| view.members.values().all(|member| member.lag.is_some())).await;
+        }
 
         let second = if first == "pg1" { "pg2" } else { "pg1" };
         lab.switchover(second).unwrap();
         until(&handle, "three bouncers on the new leader", follow(second)).await;
-        let (view, _) = until(&by_rest, "the new one by REST", open_to(second)).await;
-        assert!(view.cut.contains_key(&first), "{:?}", view.cut);
+        for members in [&by_rest, &by_checks] {
+            let (view, _) = until(members, "the new one by REST", open_to(second)).await;
+            assert!(view.cut.contains_key(&first), "{:?}", view.cut);
+        }
         for bouncer in lab.bouncers() {
             assert_eq!(lab.sql(bouncer, 6432, "SELECT pg_is_in_recovery()").unwrap(), "f", "{}", bouncer.name());
         }

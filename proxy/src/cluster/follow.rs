@@ -15,7 +15,7 @@ use super::{ClusterView, StoreHealth};
 use crate::config;
 
 /// A proof stands for this many intervals (and one timeout) of silence: a restart of Patroni is no failover.
-const HOLD_INTERVALS: u32 = 5;
+pub(super) const HOLD_INTERVALS: u32 = 5;
 /// Between two questions to a member whose proof everybody waits for. An answer takes Patroni some 5 ms, one at a time.
 const TIGHT_INTERVAL: Duration = Duration::from_millis(15);
 /// The first of a fleet's agents that hears it is enough.

@@ -18,6 +18,9 @@ use crate::config::{Cluster, ProofConfig, StoreConfig};
 /// Patroni's own status stays under 10 kB even with many replicas; more is not Patroni.
 const MAX_BODY: usize = 256 * 1024;
 
+/// What a load balancer asks Patroni. The status tells who holds the leader key, the body is that of `/patroni`.
+pub(super) const HEALTH_CHECK: &str = "/primary";
+
 /// The role of a PostgreSQL that is not up: neither primary nor demoted.
 pub(super) const UNKNOWN: &str = "unknown";
 
@@ -135,7 +138,10 @@ impl Prober {
 
 async fn fetch(client: &reqwest::Client, api_url: &str) -> Result<Vec<u8>, String> {
     let mut url = Url::parse(api_url).map_err(|error| format!("api_url {api_url:?}: {error}"))?;
-    url.set_path("/patroni");
+    // Where nothing but health checks is served the URL has the path of one, which tells the same.
+    if url.path() != HEALTH_CHECK {
+        url.set_path("/patroni");
+    }
     url.set_query(None);
     let response = client.get(url).send().await.map_err(|error| http::cause(&error))?;
     let status = response.status().as_u16();

@@ -1,9 +1,11 @@
 //! No store at all: what the members' REST API tells of it. `GET /cluster` is Patroni's own fresh read of its store
 //! (`do_GET_cluster` in `patroni/api.py`), `GET /patroni` adds the system identifier.
 //!
-//! There are no revisions to compare: where members differ, most of them are right. There is no registry either.
+//! There are no revisions to compare: where members differ, most of them are right. There is no registry either. Where
+//! `GET /cluster` is not served to us, [`health`] makes do with what a load balancer's check is told.
 
 mod cluster;
+mod health;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,9 +16,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::cluster::ClusterAnswer;
+use self::health::{Checks, Health};
 use super::contents::{Contents, Folder};
 use super::life::{self, Follow, abandoned};
 use super::{Places, Registration, Store, StoreEvent};
+use crate::cluster::follow::HOLD_INTERVALS;
 use crate::cluster::http::{self, ClientError};
 use crate::cluster::patroni;
 use crate::cluster::proof::is_primary_role;
@@ -37,6 +41,8 @@ pub struct RestStore {
     /// Kept while a member that could tell is silent.
     system_id: Option<String>,
     leader: Option<String>,
+    /// For as long as nobody serves `/cluster`.
+    checks: Checks,
 }
 
 /// Why a session ended.
@@ -70,10 +76,20 @@ struct Own {
     is_primary: bool,
 }
 
-/// Both answers of one endpoint.
+/// The answers of one endpoint.
 struct Answers {
+    endpoint: String,
     cluster: Result<ClusterAnswer, String>,
     own: Own,
+    /// Asked for where `/cluster` is not served.
+    health: Option<Result<Health, String>>,
+}
+
+/// Why there is no body.
+enum NoBody {
+    /// The path is not for us, or not there at all.
+    Refused(String),
+    Failed(String),
 }
 
 // === impl RestStore ===
@@ -90,6 +106,7 @@ impl RestStore {
             round: 0,
             system_id: None,
             leader: None,
+            checks: Checks::new(config.proof.interval * HOLD_INTERVALS + config.proof.timeout),
         }
     }
 
@@ -100,15 +117,24 @@ impl RestStore {
             asking.spawn(ask(client.clone(), endpoint.clone(), self.scope.clone(), self.proof.timeout));
         }
         let (mut said, mut owns, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
+        let mut checked = BTreeMap::new();
         while let Some(answers) = asking.join_next().await {
-            let Ok(Answers { cluster, own }) = answers else { continue };
+            let Ok(Answers { endpoint, cluster, own, health }) = answers else { continue };
             match cluster {
                 Ok(cluster) => said.push(cluster),
                 Err(why) => reasons.push(why),
             }
-            owns.push(own);
+            owns.push(health.as_ref().and_then(|health| Some(health.as_ref().ok()?.own.clone())).unwrap_or(own));
+            match health {
+                Some(Ok(health)) => drop(checked.insert(endpoint, health)),
+                Some(Err(why)) => reasons.push(format!("{endpoint}: {why}")),
+                None => {}
+            }
         }
         reasons.sort();
+        if said.is_empty() && !checked.is_empty() {
+            said.push(self.checks.take(checked, self.leader.as_deref(), Instant::now()));
+        }
         let Some(chosen) = choose(&said, self.leader.as_deref()) else {
             return Err(RestError::NoAnswer(reasons.join("; ")));
         };
@@ -202,24 +228,45 @@ fn most<T: Ord>(values: impl Iterator<Item = T>) -> Option<T> {
 }
 
 async fn ask(client: Client, endpoint: String, scope: String, limit: Duration) -> Answers {
-    let both = async { tokio::join!(get(&client, &endpoint, "/cluster"), get(&client, &endpoint, "/patroni")) };
-    let (cluster, own) = match tokio::time::timeout(limit, both).await {
-        Ok((cluster, own)) => (cluster.and_then(|body| ClusterAnswer::read(&body, &scope)), own.ok()),
-        Err(_) => (Err(format!("no answer within {limit:?}")), None),
+    let all = async {
+        let (cluster, own) = tokio::join!(get(&client, &endpoint, "/cluster"), get(&client, &endpoint, "/patroni"));
+        let own = own.map(|(_, body)| Own::read(&body, &scope)).unwrap_or_default();
+        match cluster {
+            Ok((_, body)) => (ClusterAnswer::read(&body, &scope), own, None),
+            Err(NoBody::Failed(why)) => (Err(why), own, None),
+            Err(NoBody::Refused(why)) => {
+                let health = get(&client, &endpoint, health::PATH).await;
+                let health = health.map_err(NoBody::why);
+                let health = health.and_then(|(status, body)| Health::read(status, &body, &scope, &endpoint));
+                (Err(why), own, Some(health))
+            }
+        }
     };
-    let own = own.map(|body| Own::read(&body, &scope)).unwrap_or_default();
-    Answers { cluster: cluster.map_err(|why| format!("{endpoint}: {why}")), own }
+    let silent = || (Err(format!("no answer within {limit:?}")), Own::default(), None);
+    let (cluster, own, health) = tokio::time::timeout(limit, all).await.unwrap_or_else(|_| silent());
+    Answers { cluster: cluster.map_err(|why| format!("{endpoint}: {why}")), own, health, endpoint }
 }
 
-async fn get(client: &Client, endpoint: &str, path: &str) -> Result<Vec<u8>, String> {
-    let mut url = Url::parse(endpoint).map_err(|error| error.to_string())?;
+/// Status and body of what Patroni answers to a question it knows.
+async fn get(client: &Client, endpoint: &str, path: &str) -> Result<(u16, Vec<u8>), NoBody> {
+    let mut url = Url::parse(endpoint).map_err(|error| NoBody::Failed(error.to_string()))?;
     url.set_path(path);
-    let response = client.get(url).send().await.map_err(|error| http::cause(&error))?;
+    let response = client.get(url).send().await.map_err(|error| NoBody::Failed(http::cause(&error)))?;
     let status = response.status().as_u16();
-    if status != 200 && status != 503 {
-        return Err(format!("GET {path} answered HTTP {status}"));
+    let answered = || format!("GET {path} answered HTTP {status}");
+    match status {
+        200 | 503 => Ok((status, http::body(response, MAX_BODY).await.map_err(NoBody::Failed)?)),
+        401 | 403 | 404 | 405 | 501 => Err(NoBody::Refused(answered())),
+        _ => Err(NoBody::Failed(answered())),
     }
-    http::body(response, MAX_BODY).await
+}
+
+impl NoBody {
+    fn why(self) -> String {
+        match self {
+            Self::Refused(why) | Self::Failed(why) => why,
+        }
+    }
 }
 
 // === impl Own ===

@@ -13,12 +13,12 @@ use crate::cluster::store::contents::Folder;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ClusterAnswer {
     pub(super) leader: Option<String>,
-    is_standby: bool,
-    is_paused: bool,
-    sync_standbys: Vec<String>,
-    is_quorum: bool,
-    members: BTreeMap<String, Map<String, Value>>,
-    switchover: Option<Map<String, Value>>,
+    pub(super) is_standby: bool,
+    pub(super) is_paused: bool,
+    pub(super) sync_standbys: Vec<String>,
+    pub(super) is_quorum: bool,
+    pub(super) members: BTreeMap<String, Map<String, Value>>,
+    pub(super) switchover: Option<Map<String, Value>>,
 }
 
 impl ClusterAnswer {
