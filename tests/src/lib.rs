@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod bouncer;
+pub mod callbacks;
 pub mod certificate;
 pub mod local;
 pub mod member;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use pgsplice::cluster::{self, Bouncer, BouncerState, ClusterHandle, ClusterView, Proof, StoreHealth};
 use pgsplice::config;
+use pgsplice_tests::callbacks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use xtask::lab::{Lab, LabSpec, Proxy, Store};
@@ -111,10 +112,15 @@ fn the_open_primary_follows_switchover_partition_and_death() {
 
         // A switchover: the old one is cut, the new one opens on the next timeline.
         let second = view.members.keys().find(|name| **name != first).unwrap().clone();
+        callbacks::install(&lab).unwrap();
         lab.switchover(&second).unwrap();
         let (view, _) = until(&handle, "the new one open", |view| primary(view) == Some(&second)).await;
         assert!(view.cut.contains_key(&first) && !view.cut.contains_key(&second), "{:?}", view.cut);
         assert_eq!(view.primary.as_ref().unwrap().timeline, 2);
+        // Patroni calls on every member: the third one's role is what it was, its primary is another.
+        for member in view.members.keys() {
+            callbacks::until_leads(&lab, member, &second).unwrap();
+        }
 
         // etcd out of reach of this host: frozen, and open as long as the primary proves itself.
         for etcd in ["etcd1", "etcd2", "etcd3"] {

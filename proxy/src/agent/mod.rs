@@ -98,7 +98,11 @@ pub async fn once(config: AgentConfig, limit: Duration) -> Result<String, String
                 let written = agent.write_file(agent.target.clone()).await;
                 match agent.settle(written, &view).await {
                     Ok(target) => return target.leader,
-                    Err(error) => why = error,
+                    Err(error) if error == why => {}
+                    Err(error) => {
+                        tracing::warn!(why = error, "not done yet");
+                        why = error;
+                    }
                 }
             }
             let _ = tokio::time::timeout(agent.config.pgbouncer.check_interval, views.changed()).await;

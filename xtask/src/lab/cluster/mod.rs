@@ -137,7 +137,7 @@ impl LabSpec {
             net = net.host(self.store.on(host(&format!("{}{n}", self.store.name()), 10 + n)));
         }
         for n in 1..=self.postgres_hosts() {
-            net = net.host(self.store.on(host(&format!("pg{n}"), 30 + n)));
+            net = net.host(with_pgsplice(self.store.on(host(&format!("pg{n}"), 30 + n))));
         }
         for n in 1..=self.bouncers {
             net = net.host(with_pgsplice(host(&format!("bouncer{n}"), 20 + n)));
