@@ -81,7 +81,8 @@ async fn serve(listener: TcpListener, name: &'static str, says: Arc<Mutex<Says>>
                 continue;
             }
         };
-        let body = format!(r#"{{"state":"running",{about},"patroni":{{"scope":"lab","name":"{name}"}}}}"#);
+        let who = format!(r#""database_system_identifier":"77","patroni":{{"scope":"lab","name":"{name}"}}"#);
+        let body = format!(r#"{{"state":"running",{about},{who}}}"#);
         let mut request = [0; 4096];
         let _ = stream.read(&mut request).await;
         let answer = format!(

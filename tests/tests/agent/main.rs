@@ -49,6 +49,7 @@ impl World {
         }
         members[0].is_primary(1);
         store.put("/service/lab/leader", "pg1", None).await.unwrap();
+        store.put("/service/lab/initialize", "77", None).await.unwrap();
         Self { etcd, store, bouncer: PgBouncer::start(), members, _servers: servers }
     }
 
@@ -190,6 +191,34 @@ async fn the_store_away_leaves_pgbouncer_as_it_is_and_the_entry_comes_back_with_
     world.etcd.restart(0);
     world.store = world.etcd.client().await;
     world.fail_over(2).await;
+    world.until_ready_on("pg2").await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn cut_off_from_the_store_it_follows_whoever_was_promoted_after_the_old_primary_stepped_down() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    world.until_ready_on("pg1").await;
+    world.etcd.kill(0);
+    // As long as the old one says that it is primary, another's claim moves nothing.
+    world.members[1].is_primary(2);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(world.bouncer.host_of("app").await, "127.1.0.1");
+    // It steps down. One on its own timeline was not promoted after it.
+    world.members[1].is_primary(1);
+    world.members[0].is_replica();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(world.bouncer.host_of("app").await, "127.1.0.1");
+    world.members[1].is_primary(2);
+    let begun = Instant::now();
+    while world.bouncer.host_of("app").await != "127.1.0.2" {
+        assert!(begun.elapsed() < Duration::from_secs(5), "it never followed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    world.etcd.restart(0);
+    world.store = world.etcd.client().await;
+    world.store.put("/service/lab/leader", "pg2", None).await.unwrap();
     world.until_ready_on("pg2").await;
     agent.stop().await;
 }

@@ -1,22 +1,27 @@
-//! Whom the members themselves name where there is no Patroni. Proofs decide: out of recovery, of the same database
-//! system, on the highest timeline.
+//! Whom the members themselves name: without Patroni always, with it while the store is away and the leader it named
+//! says that it leads no more. Proofs decide: out of recovery, of the same database system, on the highest timeline.
 
 use std::collections::BTreeMap;
 
 use super::{By, Named, Now, Proved, Truth};
-use crate::cluster::Proof;
+use crate::cluster::{Proof, StoreHealth};
 
 impl Truth {
     /// Names the leader by what the members say, where that is the rule now.
     pub(super) fn elect(&mut self, now: Now) {
-        if !self.rules.members_alone {
-            return;
-        }
-        self.settle_system();
-        if self.keys.leader.is_some() {
-            return;
-        }
-        match self.highest(now) {
+        let found = if self.rules.members_alone {
+            self.settle_system();
+            if self.keys.leader.is_some() {
+                return;
+            }
+            self.highest(now)
+        } else {
+            match self.successor(now) {
+                Some(found) => Some(found),
+                None => return,
+            }
+        };
+        match found {
             Some((name, _)) if self.is_named(&name) => {}
             Some((name, proved)) => {
                 // The proof it is named for is the one that opens it.
@@ -78,6 +83,21 @@ impl Truth {
             [(name, proved)] => Some((name.to_string(), (*proved).clone())),
             _ => None,
         }
+    }
+
+    /// While the store is away: whoever was promoted after the leader it named, if that one says itself that it is
+    /// demoted. Only a leader's own word counts: its silence may be ours, and the store may have named another.
+    fn successor(&self, now: Now) -> Option<(String, Proved)> {
+        let Named::Member { name, .. } = &self.named else { return None };
+        let denied = self.words.get(name)?.denied.as_ref()?;
+        let floor = self.floor();
+        let system = self.keys.initialize.as_ref()?;
+        if !matches!(self.store, StoreHealth::Unreachable { .. }) || !denied.is_demotion() || floor.timeline == 0 {
+            return None;
+        }
+        let (next, proved) = self.highest(now)?;
+        let is_after = proved.timeline > floor.timeline && proved.asked >= denied.since;
+        (is_after && proved.system_id.as_ref() == Some(system)).then_some((next, proved))
     }
 
     /// Who proves to be primary, of the cluster's own database system.
@@ -261,5 +281,75 @@ mod tests {
         assert!(deadline <= world.now.mono + HOLD);
         world.pass(HOLD - Duration::from_millis(1));
         assert_eq!(world.primary(), Some("pg1"));
+    }
+
+    #[test]
+    fn store_away_and_whoever_was_promoted_after_the_leader_stepped_down_is_open() {
+        let mut world = World::open();
+        world.away();
+        world.proves("pg2", 2);
+        assert_eq!(world.primary(), None, "pg1 still says that it is primary");
+        world.says("pg1", "replica", "running");
+        assert_eq!((world.primary(), world.is_cut("pg1"), world.is_cut("pg2")), (Some("pg2"), true, false));
+        assert_eq!(
+            (world.view().leader_key.as_deref(), world.view().primary.as_ref().unwrap().timeline),
+            (Some("pg1"), 2)
+        );
+        // And so on, but not on a proof from before.
+        world.proves("pg3", 3);
+        world.pass(Duration::from_secs(1));
+        world.says("pg2", "replica", "running");
+        assert_eq!(world.primary(), None);
+        world.proves("pg3", 3);
+        assert_eq!(world.primary(), Some("pg3"));
+        // The store has the last word.
+        world.leader("pg1");
+        assert_eq!((world.primary(), world.is_cut("pg3")), (None, true));
+        assert_eq!(world.why(), "the leader key names pg1, which says it is replica (running)");
+    }
+
+    #[test]
+    fn store_away_and_a_leader_that_is_silent_or_starts_has_no_successor() {
+        for word in ["silence", "a start", "promotion"] {
+            let mut world = World::open();
+            world.away();
+            world.pass(HOLD);
+            match word {
+                "silence" => world.silent("pg1"),
+                "a start" => world.says("pg1", "primary", "starting"),
+                _ => world.says("pg1", "promoted", "running"),
+            }
+            world.proves("pg2", 2);
+            assert_eq!(world.primary(), None, "{word}");
+        }
+    }
+
+    #[test]
+    fn store_away_and_a_successor_needs_a_higher_timeline_the_same_system_and_no_rival() {
+        for (name, timeline, system_id) in [("pg2", 1, Some("77")), ("pg2", 2, Some("88")), ("pg2", 2, None)] {
+            let mut world = World::open();
+            world.away();
+            world.says("pg1", "replica", "running");
+            let system_id = system_id.map(Into::into);
+            world.answers(name, Answer::Primary { timeline, system_id: system_id.clone(), wal: None });
+            assert_eq!(world.primary(), None, "{timeline} {system_id:?}");
+        }
+        let mut world = World::open();
+        world.away();
+        world.proves("pg2", 2);
+        world.proves("pg3", 2);
+        world.says("pg1", "replica", "running");
+        assert_eq!(world.primary(), None);
+    }
+
+    #[test]
+    fn store_away_before_a_leader_proved_itself_and_the_one_before_it_is_no_successor() {
+        let mut world = World::new();
+        world.leader("pg2");
+        world.away();
+        // The old leader on its way down, while the new one is not promoted yet.
+        world.says("pg2", "replica", "running");
+        world.proves("pg1", 1);
+        assert_eq!(world.primary(), None);
     }
 }

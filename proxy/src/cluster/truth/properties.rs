@@ -48,6 +48,10 @@ struct Ledger {
     words: BTreeMap<&'static str, Option<(u32, Instant)>>,
     floor: u32,
     away: bool,
+    /// Who said last that they are in recovery or demoted.
+    demoted: BTreeSet<&'static str>,
+    /// Who was opened without the key, while the store was away.
+    acting: Option<&'static str>,
     once_open: BTreeSet<String>,
 }
 
@@ -55,13 +59,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
     #[test]
-    fn only_a_proved_member_the_key_names_is_ever_open(steps in proptest::collection::vec(step(), 1..60)) {
+    fn only_a_proved_member_the_key_names_or_its_successor_is_ever_open(steps in proptest::collection::vec(step(), 1..60)) {
         let mut world = World::new();
         world.listed();
         let mut ledger = Ledger { absent_since: Some(world.now.mono), ..Ledger::default() };
         let mut last_generation = world.truth.view().generation;
         for step in steps {
             let was_open = world.primary().map(str::to_string);
+            let floor_before = ledger.floor;
             take(&mut world, &mut ledger, step.clone());
             let view = world.truth.view();
             // A step is two inputs: a tick and itself.
@@ -75,8 +80,14 @@ proptest! {
                 prop_assert!(world.now.mono - asked < HOLD, "open on an old proof after {:?}", step);
                 prop_assert!(timeline >= ledger.floor, "open below the floor");
                 prop_assert!(!view.cut.contains_key(&primary.member), "open and cut");
-                match ledger.leader {
-                    Some(leader) => prop_assert_eq!(leader, &primary.member),
+                match ledger.acting.or(ledger.leader) {
+                    Some(leader) if leader != primary.member => {
+                        prop_assert!(ledger.away && ledger.demoted.contains(leader), "another than the key's");
+                        prop_assert!(timeline > floor_before && floor_before > 0, "a successor was not promoted after");
+                        ledger.acting = NAMES.into_iter().find(|name| *name == primary.member);
+                        ledger.floor = timeline;
+                    }
+                    Some(_) => {}
                     None => {
                         prop_assert_eq!(was_open.as_ref(), Some(&primary.member), "opened without a key");
                         prop_assert!(world.now.mono - ledger.absent_since.unwrap() < DEBOUNCE);
@@ -90,7 +101,7 @@ proptest! {
             }
             for name in view.cut.keys() {
                 let denied = ledger.words.get(&**name) == Some(&None);
-                let another = ledger.leader.is_some_and(|leader| leader != name);
+                let another = ledger.acting.or(ledger.leader).is_some_and(|leader| leader != name);
                 prop_assert!(denied || another, "{name} cut for nothing after {step:?}");
             }
         }
@@ -126,15 +137,21 @@ fn take(world: &mut World, ledger: &mut Ledger, step: Step) {
             let asked = world.now.mono;
             if world.truth.to_ask().any(|(name, _)| name == NAMES[who]) {
                 ledger.words.insert(NAMES[who], Some((timeline, asked)));
-                if ledger.leader == Some(NAMES[who]) {
+                ledger.demoted.remove(NAMES[who]);
+                if ledger.acting.or(ledger.leader) == Some(NAMES[who]) {
                     ledger.floor = ledger.floor.max(timeline);
                 }
             }
-            world.answers(NAMES[who], Answer::Primary { timeline, system_id: None, wal: None });
+            world.answers(NAMES[who], Answer::Primary { timeline, system_id: Some("77".into()), wal: None });
         }
         Step::Denies(who, role) => {
             if world.truth.to_ask().any(|(name, _)| name == NAMES[who]) {
                 ledger.words.insert(NAMES[who], None);
+                if role == "primary" {
+                    ledger.demoted.remove(NAMES[who]);
+                } else {
+                    ledger.demoted.insert(NAMES[who]);
+                }
             }
             let answer = Answer::NotPrimary {
                 role: role.into(),
@@ -165,4 +182,6 @@ fn hear(world: &mut World, ledger: &mut Ledger) {
         ledger.absent_since = Some(world.now.mono);
     }
     ledger.leader = leader;
+    ledger.acting = None;
+    ledger.demoted.retain(|name| ledger.words.contains_key(name));
 }

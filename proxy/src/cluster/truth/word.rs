@@ -39,6 +39,8 @@ pub(super) struct Proved {
 pub(super) struct Denied {
     pub(super) role: String,
     pub(super) state: String,
+    /// When the first such answer was asked for, of those without a proof between them.
+    pub(super) since: Instant,
 }
 
 // === impl Word ===
@@ -60,7 +62,8 @@ impl Word {
             Answer::NotPrimary { role, state, timeline, wal, .. } => {
                 self.wal = wal;
                 self.proved = None;
-                self.denied = Some(Denied { role: role.clone(), state: state.clone() });
+                let since = self.denied.as_ref().map_or(asked, |denied| denied.since);
+                self.denied = Some(Denied { role: role.clone(), state: state.clone(), since });
                 Proof::NotPrimary { role, state, timeline, at }
             }
             // Silence neither proves nor takes back: the last proof lapses by itself.
