@@ -35,12 +35,20 @@ pub(super) fn overdue(
             return Some(Due::Cut(Termination::IdleTimeout));
         }
     }
-    let tcp = [listener.as_ref().map(|l| &l.tcp), pool.as_ref().map(|p| &p.tcp)];
+    silence(state, quiet, [listener.as_ref().map(|l| &l.tcp), pool.as_ref().map(|p| &p.tcp)], probes)
+}
+
+/// What has to be done about sides that say nothing. `tcp` are the settings of each side's leg, where they are known.
+fn silence(
+    state: &SessionState,
+    quiet: [Duration; 2],
+    tcp: [Option<&config::Tcp>; 2],
+    probes: &mut [u8; 2],
+) -> Option<Due> {
     let mut ask = [false; 2];
     for side in [0, 1] {
         let Some(tcp) = tcp[side] else { continue };
         let limit = if tcp.user_timeout.is_zero() { UNANSWERED } else { tcp.user_timeout };
-        // While it says nothing at all.
         if is_awaited(state, side) && quiet[side] > limit {
             return Some(Due::Cut(reset_by(side)));
         }
@@ -121,6 +129,47 @@ mod tests {
         assert!(!lacks_reply(&state(1501, 1000, 500, SIDE_FIN)));
         assert!(lacks_reply(&state(10, 10_u32.wrapping_sub(30), 0, 0)));
         assert!(!lacks_reply(&state(1000, 1200, 0, 0)), "an acknowledgement that came first");
+    }
+
+    #[test]
+    fn each_side_is_asked_for_itself_and_one_that_answers_has_all_its_chances_again() {
+        let tcp = config::Tcp {
+            keepalive_idle: Duration::from_secs(60),
+            keepalive_interval: Duration::from_secs(10),
+            keepalive_count: 2,
+            ..config::Tcp::default()
+        };
+        let mut probes = [0; 2];
+        let mut at = |client, backend| {
+            let quiet = [client, backend].map(Duration::from_secs);
+            silence(&SessionState::default(), quiet, [Some(&tcp); 2], &mut probes)
+        };
+        for _ in 0..3 {
+            assert_eq!(at(0, 0), None);
+            assert_eq!(at(60, 20), Some(Due::Probe([true, false])));
+            assert_eq!(at(61, 60), Some(Due::Probe([false, true])));
+            assert_eq!(at(70, 0), Some(Due::Probe([true, false])));
+        }
+        assert_eq!(at(0, 60), Some(Due::Probe([false, true])));
+        assert_eq!(at(0, 70), Some(Due::Probe([false, true])));
+        assert_eq!(at(0, 80), Some(Due::Cut(Termination::BackendReset)));
+    }
+
+    #[test]
+    fn data_that_a_side_leaves_unanswered_ends_the_session_when_it_says_nothing_at_all() {
+        let tcp =
+            config::Tcp { user_timeout: Duration::from_secs(5), keepalive_idle: Duration::ZERO, ..<_>::default() };
+        let unlimited = config::Tcp { user_timeout: Duration::ZERO, ..tcp.clone() };
+        let at = |acked, client, tcp: &config::Tcp| {
+            let mut state = SessionState::default();
+            (state.side[1].seq_end, state.side[1].acked) = (100, acked);
+            silence(&state, [Duration::from_secs(client), Duration::ZERO], [Some(tcp); 2], &mut [0; 2])
+        };
+        assert_eq!(at(99, 6, &tcp), Some(Due::Cut(Termination::ClientReset)));
+        assert_eq!(at(99, 5, &tcp), None);
+        assert_eq!(at(100, 1000, &tcp), None);
+        assert_eq!(at(99, 924, &unlimited), None);
+        assert_eq!(at(99, 925, &unlimited), Some(Due::Cut(Termination::ClientReset)));
     }
 
     #[test]

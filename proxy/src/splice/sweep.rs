@@ -301,6 +301,7 @@ impl Sweep {
 }
 
 /// What a look at a session found.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Due {
     /// The ends have ended it themselves.
     End(Termination),
