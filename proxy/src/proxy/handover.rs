@@ -3,7 +3,8 @@
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Lifecycle, Listener, Prepared, Proxy};
+use super::reload::Prepared;
+use super::{Lifecycle, Listener, Proxy};
 use crate::guard::GuardError;
 use crate::handover::{Inherited, UnderWay, systemd};
 use crate::session::worker::Waiting;
