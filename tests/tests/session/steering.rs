@@ -1,0 +1,169 @@
+//! Sessions that are ended, drained or reloaded around, by limits, commands and signals.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::mpsc;
+
+use pgsplice_tests::local::*;
+
+use super::{NO_PROBE, through};
+
+#[test]
+fn an_idle_session_and_a_half_closed_one_are_ended_by_their_limits() {
+    let backend = Backend::logged_in(|stream| {
+        std::thread::sleep(PATIENCE);
+        drop(stream);
+    });
+    let pool = format!("{NO_PROBE}\ntimeouts.idle = \"1s\"");
+    let proxy = Proxy::between(&[backend.address], &pool, "");
+    proxy.wait_candidates(1);
+    let mut client = proxy.connect();
+    log_in(&mut client);
+    assert_eq!(read_to_end(&mut client).1, Err(ErrorKind::ConnectionReset));
+    proxy.wait_ended("idle-timeout", 1);
+    drop(proxy);
+
+    let pool = format!("{NO_PROBE}\ntimeouts.half_closed = \"1s\"");
+    let proxy = Proxy::between(&[backend.address], &pool, "");
+    proxy.wait_candidates(1);
+    let mut client = proxy.connect();
+    log_in(&mut client);
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&mut client).1, Err(ErrorKind::ConnectionReset));
+    proxy.wait_ended("half-closed-timeout", 1);
+}
+
+#[test]
+fn a_killed_session_ends_with_a_reset_on_both_sides() {
+    let (heard, hears) = mpsc::channel();
+    let backend = Backend::logged_in(move |mut stream| heard.send(read_to_end(&mut stream).1).unwrap());
+    let proxy = through(&[backend.address]);
+    let (mut victim, mut other) = (proxy.connect(), proxy.connect());
+    log_in(&mut victim);
+    log_in(&mut other);
+    let local = victim.local_addr().unwrap().to_string();
+    let sessions = proxy.get("/v1/sessions");
+    let session = sessions["sessions"].as_array().unwrap().iter().find(|one| one["client"] == local.as_str()).unwrap();
+    let (done, text) = proxy.command(&["kill", session["id"].as_str().unwrap()]);
+    assert!(done, "{text}");
+    assert_eq!(read_to_end(&mut victim).1, Err(ErrorKind::ConnectionReset));
+    assert_eq!(hears.recv_timeout(PATIENCE).unwrap(), Err(ErrorKind::ConnectionReset));
+    proxy.wait_ended("killed", 1);
+    assert_eq!(proxy.sessions(), 1);
+}
+
+#[test]
+fn a_drained_backend_keeps_its_sessions_and_gets_no_new_one() {
+    let (one, two) = (Backend::logged_in(echo), Backend::logged_in(echo));
+    let proxy = through(&[one.address, two.address]);
+    let mut clients: Vec<TcpStream> = (0..4).map(|_| proxy.connect()).collect();
+    clients.iter_mut().for_each(log_in);
+    assert_eq!((one.served(), two.served()), (2, 2));
+    let (done, text) = proxy.command(&["drain", &one.address.to_string()]);
+    assert!(done, "{text}");
+    proxy.wait_candidates(1);
+    for _ in 0..4 {
+        log_in(&mut proxy.connect());
+    }
+    assert_eq!((one.served(), two.served()), (2, 6));
+    for client in &mut clients {
+        client.write_all(b"still served").unwrap();
+        let mut echoed = [0; 12];
+        client.read_exact(&mut echoed).unwrap();
+    }
+    let (done, text) = proxy.command(&["undrain", &one.address.to_string()]);
+    assert!(done, "{text}");
+    proxy.wait_candidates(2);
+    let (done, text) = proxy.command(&["drain", "nobody"]);
+    assert!(!done && text.contains(&one.address.to_string()), "{text}");
+}
+
+#[test]
+fn a_signal_to_end_waits_for_sessions_and_a_second_one_does_not() {
+    let backend = Backend::logged_in(echo);
+    let mut proxy = through(&[backend.address]);
+    let address = proxy.address();
+    let mut client = proxy.connect();
+    log_in(&mut client);
+    proxy.signal(libc::SIGTERM);
+    proxy.wait("the listener to close", |_| TcpStream::connect(address).is_err());
+    client.write_all(b"still served").unwrap();
+    let mut echoed = [0; 12];
+    client.read_exact(&mut echoed).unwrap();
+    assert!(!proxy.has_exited());
+    drop(client);
+    assert!(proxy.wait_exit().success());
+
+    let mut proxy = through(&[backend.address]);
+    let mut client = proxy.connect();
+    log_in(&mut client);
+    proxy.signal(libc::SIGTERM);
+    proxy.wait("the drain", |proxy| proxy.log().contains("draining"));
+    proxy.signal(libc::SIGTERM);
+    assert!(proxy.wait_exit().success());
+    assert!(read_to_end(&mut client).0.is_empty());
+}
+
+#[test]
+fn a_drain_ends_with_its_time_limit() {
+    let backend = Backend::logged_in(echo);
+    let config = format!("[proxy]\ndrain_timeout = \"300ms\"\n{}", Proxy::config(&[backend.address], NO_PROBE, ""));
+    let mut proxy = Proxy::start(&config);
+    proxy.wait_candidates(1);
+    let mut client = proxy.connect();
+    log_in(&mut client);
+    proxy.signal(libc::SIGTERM);
+    assert_eq!(read_to_end(&mut client).1, Err(ErrorKind::ConnectionReset));
+    assert!(proxy.wait_exit().success());
+    assert!(proxy.log().contains("reason=\"drain-timeout\""), "{}", proxy.log());
+}
+
+#[test]
+fn a_reload_moves_new_sessions_and_leaves_the_living_alone() {
+    let (one, two) = (Backend::logged_in(echo), Backend::logged_in(echo));
+    let proxy = through(&[one.address]);
+    let address = proxy.address();
+    let mut client = proxy.connect();
+    log_in(&mut client);
+
+    proxy.rewrite_config(&Proxy::config(&[two.address], "balance = \"most-beautiful\"", ""));
+    let (done, text) = proxy.command(&["reload"]);
+    assert!(!done && text.contains("pool.p.balance") && text.contains("pgsplice.toml:"), "{text}");
+    log_in(&mut TcpStream::connect(address).unwrap());
+    assert_eq!((one.served(), two.served()), (2, 0), "a bad file changes nothing");
+
+    let more = format!(
+        "{}\n[listener.m]\nbind = \"127.0.0.1:0\"\npool = \"p\"\n",
+        Proxy::config(&[two.address], NO_PROBE, "")
+    );
+    proxy.rewrite_config(&more);
+    let (done, text) = proxy.command(&["reload"]);
+    assert!(done && text.contains("listener.m: added"), "{text}");
+    proxy.wait("the new backend", |proxy| {
+        proxy.get("/v1/backends")["backends"][0]["address"] == two.address.to_string().as_str()
+    });
+    log_in(&mut TcpStream::connect(address).unwrap());
+    let second = proxy.get("/v1/status")["listeners"][1]["bound"][0].as_str().unwrap().parse::<SocketAddr>().unwrap();
+    log_in(&mut TcpStream::connect(second).unwrap());
+    assert_eq!((one.served(), two.served()), (2, 2));
+    client.write_all(b"still served").unwrap();
+    let mut echoed = [0; 12];
+    client.read_exact(&mut echoed).unwrap();
+
+    proxy.rewrite_config(&Proxy::config(&[two.address], NO_PROBE, ""));
+    proxy.signal(libc::SIGHUP);
+    proxy.wait("the second listener to close", |_| TcpStream::connect(second).is_err());
+    log_in(&mut TcpStream::connect(address).unwrap());
+}
+
+#[test]
+fn a_second_start_names_who_is_in_the_way() {
+    let backend = Backend::logged_in(echo);
+    let proxy = through(&[backend.address]);
+    let taken = proxy.address();
+    let config = Proxy::config(&[backend.address], NO_PROBE, "").replace("127.0.0.1:0", &taken.to_string());
+    let mut second = Proxy::spawn(&config);
+    assert!(!second.wait_exit().success());
+    let line = format!("pgsplice.toml:4: listener.l.bind: address in use (pid {} pgsplice): {taken}", proxy.pid());
+    assert!(second.log().contains(&line), "{}\nexpected: {line}", second.log());
+}
