@@ -16,8 +16,10 @@ pub struct Target {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Goal {
-    /// Throughput, as a share of another's in the same round; of use only while both leave the CPUs nothing to do.
+    /// Throughput with so many clients, as a share of another's in the same round.
     Throughput { at_least: f64, of: Contender },
+    /// The same, and neither may leave the CPUs anything to do.
+    Saturated { at_least: f64, of: Contender },
     /// CPU for an operation above *direct*, as a share of what another needs above *direct*, or no more than *direct* and
     /// *direct* differ by.
     ExtraCpu { at_most: f64, of: Contender },
@@ -38,7 +40,7 @@ const CONNECTING: &[(Kind, usize)] = &[(Kind::Connections, 16), (Kind::PgbenchCo
 pub const TARGETS: &[Target] = &[
     Target { workloads: ECHOES, contenders: SPLICES, goal: Goal::ExtraCpu { at_most: 0.1, of: Haproxy } },
     Target { workloads: ECHOES, contenders: SPLICES, goal: Goal::ExtraCpu { at_most: 0.1, of: Envoy } },
-    Target { workloads: ECHOES, contenders: SPLICES, goal: Goal::Throughput { at_least: 0.9, of: Direct } },
+    Target { workloads: ECHOES, contenders: SPLICES, goal: Goal::Saturated { at_least: 0.9, of: Direct } },
     Target { workloads: PGBENCHES, contenders: SPLICES, goal: Goal::Throughput { at_least: 0.97, of: Direct } },
     Target { workloads: PGBENCHES, contenders: SPLICES, goal: Goal::Throughput { at_least: 1.0, of: Haproxy } },
     Target { workloads: PGBENCHES, contenders: SPLICES, goal: Goal::Throughput { at_least: 1.0, of: Envoy } },
@@ -70,7 +72,10 @@ impl Goal {
     /// Who else must be measured in the same rounds.
     pub fn opponent(self) -> Option<Contender> {
         match self {
-            Self::Throughput { of, .. } | Self::ExtraCpu { of, .. } | Self::NoMoreThan { of, .. } => Some(of),
+            Self::Throughput { of, .. }
+            | Self::Saturated { of, .. }
+            | Self::ExtraCpu { of, .. }
+            | Self::NoMoreThan { of, .. } => Some(of),
             Self::Below { .. } => None,
         }
     }
@@ -80,6 +85,7 @@ impl std::fmt::Display for Goal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Throughput { at_least, of } => write!(f, "throughput ≥ {at_least} of {}", of.name()),
+            Self::Saturated { at_least, of } => write!(f, "throughput at saturation ≥ {at_least} of {}", of.name()),
             Self::ExtraCpu { at_most, of } => write!(f, "CPU over direct ≤ {at_most} of {}'s", of.name()),
             Self::Below { figure, bound } => write!(f, "{} < {bound}", figure.heading().0),
             Self::NoMoreThan { figures, of } => {

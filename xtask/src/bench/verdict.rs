@@ -89,7 +89,8 @@ pub fn noise(results: &Results) -> Vec<Noise> {
 
 fn finding(results: &Results, workload: Workload, entry: Entry, goal: Goal) -> Finding {
     let mut judged = match goal {
-        Goal::Throughput { at_least, of } => throughput(results, workload, entry, at_least, of),
+        Goal::Throughput { at_least, of } => judge(&results.share(workload, entry, of), at_least, Side::Above),
+        Goal::Saturated { at_least, of } => saturated(results, workload, entry, at_least, of),
         Goal::ExtraCpu { at_most, of } => extra_cpu(results, workload, entry, at_most, of),
         Goal::Below { figure, bound } => {
             judge_exact(&results.every(workload, [entry], |[mine]| mine.get(figure)), bound)
@@ -105,7 +106,7 @@ fn finding(results: &Results, workload: Workload, entry: Entry, goal: Goal) -> F
     Finding { workload, entry, target: goal.to_string(), figure, verdict, why, dropped }
 }
 
-fn throughput(results: &Results, workload: Workload, entry: Entry, at_least: f64, of: Contender) -> Judged {
+fn saturated(results: &Results, workload: Workload, entry: Entry, at_least: f64, of: Contender) -> Judged {
     let mut judged = judge(&results.share(workload, entry, of), at_least, Side::Above);
     for entry in [entry, Entry { contender: of, ..entry }] {
         let idle = results.paired(workload, [entry], |[sample]| sample.get(Figure::IdlePercent));
@@ -254,7 +255,7 @@ mod tests {
         finding(results, ECHO, on_veth(Contender::Tc), goal)
     }
 
-    const SHARE: Goal = Goal::Throughput { at_least: 0.9, of: Contender::Direct };
+    const SHARE: Goal = Goal::Saturated { at_least: 0.9, of: Contender::Direct };
     const CPU: Goal = Goal::ExtraCpu { at_most: 0.1, of: Contender::Haproxy };
 
     #[test]
@@ -272,6 +273,11 @@ mod tests {
             let found = verdict(&results, SHARE);
             assert_eq!(found.verdict, expected, "{throughput}, {idle} % idle: {found:?}");
             assert_eq!(found.why.is_empty(), expected != Verdict::NotResolved, "{found:?}");
+            // With so many clients it is what it is.
+            if idle > 5.0 {
+                let found = verdict(&results, Goal::Throughput { at_least: 0.9, of: Contender::Direct });
+                assert_eq!(found.verdict, Verdict::Met, "{found:?}");
+            }
         }
     }
 
