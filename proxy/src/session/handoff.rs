@@ -14,7 +14,8 @@ use crate::config::{SpliceAfter, SpliceRoad};
 use crate::pg::cancel::Remembered;
 use crate::splice::brief::BRIEF;
 use crate::splice::handoff::{Attempt, Legs, Live};
-use crate::splice::relay::{Job, Outcome, Turn};
+use crate::splice::job::Job;
+use crate::splice::relay::{Outcome, Turn};
 use crate::splice::sockets::TcpInfo;
 use crate::splice::sockmap::{self, Sockmap};
 use crate::splice::{Road, Splice, Why, table};
@@ -154,17 +155,7 @@ async fn join(
         details.road = Some(Road::Sockmap.as_str());
         details.why = None;
     });
-    let timeouts = session.pool.config.load().timeouts.clone();
-    let mut forwarding = sockmap.forward(sockmap::Job {
-        client: client.fd(),
-        backend: reached.leg.fd(),
-        record: session.record.clone(),
-        at_backend: reached.place.backend().clone(),
-        at_listener: session.listener.clone(),
-        idle: timeouts.idle,
-        half_closed: timeouts.half_closed,
-        held,
-    });
+    let mut forwarding = sockmap.forward(job(session, client, reached, held));
     let outcome = tokio::select! {
         outcome = forwarding.ended() => outcome,
         reason = session.cut.ordered() => {
@@ -222,19 +213,7 @@ async fn spliced(
 /// Forwards in user space until the session ends or its turn has come.
 async fn relay(session: &Session, client: &Leg, reached: &Reached, held: Vec<u8>, turn: Option<Turn>) -> Outcome {
     session.record.update(|details| details.road = Some(Road::Relay.as_str()));
-    let timeouts = session.pool.config.load().timeouts.clone();
-    let job = Job {
-        client: client.fd(),
-        backend: reached.leg.fd(),
-        record: session.record.clone(),
-        at_backend: reached.place.backend().clone(),
-        at_listener: session.listener.clone(),
-        idle: timeouts.idle,
-        half_closed: timeouts.half_closed,
-        held,
-        turn,
-    };
-    let mut forwarding = session.worker.relay.forward(job);
+    let mut forwarding = session.worker.relay.forward(job(session, client, reached, held), turn);
     let outcome = tokio::select! {
         outcome = forwarding.ended() => outcome,
         reason = session.cut.ordered() => {
@@ -248,6 +227,20 @@ async fn relay(session: &Session, client: &Leg, reached: &Reached, held: Vec<u8>
         close(client, reached, reason);
     }
     outcome
+}
+
+fn job(session: &Session, client: &Leg, reached: &Reached, held: Vec<u8>) -> Job {
+    let pool = session.pool.config.load();
+    Job {
+        client: client.fd(),
+        backend: reached.leg.fd(),
+        record: session.record.clone(),
+        at_backend: reached.place.backend().clone(),
+        at_listener: session.listener.clone(),
+        idle: pool.timeouts.idle,
+        half_closed: pool.timeouts.half_closed,
+        held,
+    }
 }
 
 /// How both legs will close.

@@ -9,6 +9,7 @@ mod conntrack;
 mod end;
 mod forwarding;
 pub mod handoff;
+pub mod job;
 pub mod labels;
 mod limits;
 pub mod model;

@@ -13,7 +13,8 @@ use pgsplice::pool::Backend;
 use pgsplice::proxy::Listener;
 use pgsplice::session::{SessionId, SessionRecord, Termination};
 use pgsplice::splice::Why;
-use pgsplice::splice::sockmap::{Job, Outcome, Sockmap};
+use pgsplice::splice::job::Job;
+use pgsplice::splice::sockmap::{Outcome, Sockmap};
 use tokio::sync::Notify;
 
 /// No single step of a test takes longer, or it hangs.

@@ -12,9 +12,10 @@ use tokio::sync::oneshot;
 use super::buffers::{self, Buffers, GROUP, SMALL};
 use super::flow::{Chunk, Half, Session, State};
 use super::pause::Received;
-use super::{Job, Outcome};
+use super::{Outcome, Turn};
 use crate::ring::{self, ENGINE, Ring};
 use crate::session::{SessionId, Termination};
+use crate::splice::job::Job;
 use crate::splice::side::{Second, Side};
 
 /// How often limits are looked at and counters published. The engine's clock counts these.
@@ -95,9 +96,9 @@ impl Engine {
         engine
     }
 
-    pub(super) fn begin(&mut self, job: Box<Job>, ended: oneshot::Sender<Outcome>) {
+    pub(super) fn begin(&mut self, job: Box<Job>, turn: Option<Turn>, ended: oneshot::Sender<Outcome>) {
         let id = job.record.id;
-        let index = self.sessions.insert(Session::new(job, ended, self.now));
+        let index = self.sessions.insert(Session::new(job, turn, ended, self.now));
         self.by_id.insert(id, index);
         Side::BOTH.into_iter().for_each(|side| match self.sessions[index].halves[side as usize].state {
             State::Sending { .. } => self.send(index, side),

@@ -1,14 +1,14 @@
 //! The state of one relayed session: two directions, each receiving, sending or over.
 
 use std::os::fd::RawFd;
-use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::oneshot;
 
 use super::buffers::{LARGE, SMALL};
 use super::turn::Watch;
-use super::{Job, Outcome};
+use super::{Outcome, Turn};
 use crate::session::Termination;
+use crate::splice::job::Job;
 use crate::splice::side::{Second, Side};
 
 /// One session in the engine.
@@ -77,9 +77,9 @@ pub enum Chunk {
 }
 
 impl Session {
-    pub fn new(mut job: Box<Job>, ended: oneshot::Sender<Outcome>, now: Second) -> Self {
+    pub fn new(mut job: Box<Job>, turn: Option<Turn>, ended: oneshot::Sender<Outcome>, now: Second) -> Self {
         let halves = [Half::new(), Half::holding(std::mem::take(&mut job.held), now)];
-        let watch = job.turn.take().map(|turn| Box::new(Watch::new(turn)));
+        let watch = turn.map(|turn| Box::new(Watch::new(turn)));
         Self {
             job,
             ended,
@@ -94,10 +94,7 @@ impl Session {
     }
 
     pub fn fd(&self, side: Side) -> RawFd {
-        match side {
-            Side::Client => self.job.client,
-            Side::Backend => self.job.backend,
-        }
+        self.job.fd(side)
     }
 
     /// `from` sent FIN. Returns how the session ends if both have now.
@@ -111,14 +108,7 @@ impl Session {
 
     /// Which limit has passed, if any.
     pub fn overdue(&self, now: Second) -> Option<Termination> {
-        let passed = |since: Second, limit: std::time::Duration| {
-            !limit.is_zero() && u64::from(now.wrapping_sub(since)) > limit.as_secs()
-        };
-        match self.half_closed {
-            Some((_, since)) if passed(since, self.job.half_closed) => Some(Termination::HalfClosedTimeout),
-            _ if passed(self.last_active, self.job.idle) => Some(Termination::IdleTimeout),
-            _ => None,
-        }
+        self.job.overdue(self.half_closed.map(|(_, since)| since), self.last_active, now)
     }
 
     /// Whether it is to be given back because nothing moved for a whole tick.
@@ -136,11 +126,7 @@ impl Session {
         if bytes_in == 0 && bytes_out == 0 {
             return;
         }
-        self.job.record.count(bytes_in, bytes_out);
-        self.job.at_backend.counters.bytes_in.fetch_add(bytes_in, Relaxed);
-        self.job.at_backend.counters.bytes_out.fetch_add(bytes_out, Relaxed);
-        self.job.at_listener.counters.bytes_in.fetch_add(bytes_in, Relaxed);
-        self.job.at_listener.counters.bytes_out.fetch_add(bytes_out, Relaxed);
+        self.job.count(bytes_in, bytes_out);
     }
 
     /// Tells the one who waits. The descriptors are its again.

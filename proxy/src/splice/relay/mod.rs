@@ -16,10 +16,7 @@ mod pause;
 mod turn;
 
 use std::cell::RefCell;
-use std::os::fd::RawFd;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -27,31 +24,12 @@ use engine::Engine;
 pub use turn::Turn;
 
 use crate::pg::frame::Framer;
-use crate::pool::Backend;
-use crate::proxy::Listener;
 use crate::ring::Ring;
-use crate::session::{SessionId, SessionRecord, Termination};
+use crate::session::{SessionId, Termination};
+use crate::splice::job::Job;
 
 /// As in access lines and metrics.
 pub const ROAD: &str = "relay";
-
-/// One session to forward. Whoever submits it keeps both descriptors open and untouched until it has ended.
-#[derive(Debug)]
-pub struct Job {
-    pub client: RawFd,
-    pub backend: RawFd,
-    pub record: Arc<SessionRecord>,
-    pub at_backend: Arc<Backend>,
-    pub at_listener: Arc<Listener>,
-    /// Zero: no limit.
-    pub idle: Duration,
-    /// Zero: no limit.
-    pub half_closed: Duration,
-    /// From the backend, counted already: sent to the client before anything else.
-    pub held: Vec<u8>,
-    /// Give the session back at such a moment; `None`: forward to the end.
-    pub turn: Option<Turn>,
-}
 
 /// What became of a session. The engine does not touch its descriptors any more.
 #[derive(Debug)]
@@ -85,10 +63,11 @@ impl Relay {
         Self(engine)
     }
 
-    pub fn forward(&self, job: Job) -> Forwarding {
+    /// `turn`: give the session back at such a moment; `None`: forward to the end.
+    pub fn forward(&self, job: Job, turn: Option<Turn>) -> Forwarding {
         let (sender, ended) = oneshot::channel();
         let id = job.record.id;
-        self.0.borrow_mut().begin(Box::new(job), sender);
+        self.0.borrow_mut().begin(Box::new(job), turn, sender);
         Forwarding { id, relay: self.clone(), ended }
     }
 }

@@ -10,7 +10,7 @@ pub enum Turn {
     /// At a reply that ends in ReadyForQuery while the client owes no word and has said none; or, with nothing held, when
     /// nothing moved for a tick behind such a reply.
     Reply {
-        /// Follows the backend, and has seen everything up to and with [`super::Job::held`].
+        /// Follows the backend, and has seen everything up to and with [`Job::held`](crate::splice::job::Job::held).
         framer: Framer,
         /// Replies, of any size, that must have passed to the client before.
         turns: u32,

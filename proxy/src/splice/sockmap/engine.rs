@@ -17,10 +17,11 @@ use tokio::sync::oneshot;
 
 use super::flow::CHUNK;
 use super::session::{Next, Session};
-use super::{Inbox, Job, Order, Outcome, StartError};
+use super::{Inbox, Order, Outcome, StartError};
 use crate::bpf::Joints;
 use crate::session::{SessionId, Termination};
 use crate::splice::Why;
+use crate::splice::job::Job;
 use crate::splice::side::{Second, Side};
 
 /// How often limits are looked at and counters published. The engine's clock counts these.

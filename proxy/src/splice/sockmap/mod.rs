@@ -17,10 +17,9 @@ use std::fs::File;
 use std::io;
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -28,26 +27,9 @@ use tokio::sync::oneshot;
 use socket::Socket;
 
 use super::Why;
+use super::job::Job;
 use crate::bpf::{Joints, SockmapError};
-use crate::pool::Backend;
-use crate::proxy::Listener;
-use crate::session::{SessionId, SessionRecord, Termination};
-
-/// One session to join. Whoever submits it keeps both descriptors open and untouched until it has ended.
-#[derive(Debug)]
-pub struct Job {
-    pub client: RawFd,
-    pub backend: RawFd,
-    pub record: Arc<SessionRecord>,
-    pub at_backend: Arc<Backend>,
-    pub at_listener: Arc<Listener>,
-    /// Zero: no limit.
-    pub idle: Duration,
-    /// Zero: no limit.
-    pub half_closed: Duration,
-    /// From the backend, counted already: sent to the client before anything else.
-    pub held: Vec<u8>,
-}
+use crate::session::{SessionId, Termination};
 
 /// What became of a session. The engine does not touch its descriptors any more.
 #[derive(Debug)]

@@ -1,17 +1,16 @@
 //! The state of one session: its two sockets, whether they are joined, its two directions and its limits.
 
 use std::io;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::flow::{Broken, Flow, Pumped};
 use super::socket::Socket;
-use super::{Job, Moved, Outcome};
+use super::{Moved, Outcome};
 use crate::bpf::Joints;
 use crate::session::Termination;
 use crate::splice::Why;
+use crate::splice::job::Job;
 use crate::splice::side::{Second, Side};
 
 /// What is left to do for a session after [`Session::pump`].
@@ -207,23 +206,13 @@ impl Session {
             return moved;
         }
         self.last_active = now;
-        self.job.record.count(bytes_in, bytes_out);
-        self.job.at_backend.counters.bytes_in.fetch_add(bytes_in, Relaxed);
-        self.job.at_backend.counters.bytes_out.fetch_add(bytes_out, Relaxed);
-        self.job.at_listener.counters.bytes_in.fetch_add(bytes_in, Relaxed);
-        self.job.at_listener.counters.bytes_out.fetch_add(bytes_out, Relaxed);
+        self.job.count(bytes_in, bytes_out);
         moved
     }
 
     /// Which limit has passed, if any.
     pub fn overdue(&self, now: Second) -> Option<Termination> {
-        let passed =
-            |since: Second, limit: Duration| !limit.is_zero() && u64::from(now.wrapping_sub(since)) > limit.as_secs();
-        match self.half_closed {
-            Some((_, since)) if passed(since, self.job.half_closed) => Some(Termination::HalfClosedTimeout),
-            _ if passed(self.last_active, self.job.idle) => Some(Termination::IdleTimeout),
-            _ => None,
-        }
+        self.job.overdue(self.half_closed.map(|(_, since)| since), self.last_active, now)
     }
 
     /// Takes the sockets apart and tells the one who waits. The descriptors are its again.

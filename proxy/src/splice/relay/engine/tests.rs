@@ -59,7 +59,7 @@ fn pair() -> (TcpStream, TcpStream) {
     (near, far)
 }
 
-pub(in crate::splice::relay) fn job(id: u64, ours: &[TcpStream; 2], held: &[u8], turn: Option<Turn>) -> Job {
+pub(in crate::splice::relay) fn job(id: u64, ours: &[TcpStream; 2], held: &[u8]) -> Job {
     let address = "127.0.0.1:1".parse().unwrap();
     let at_listener = Listener {
         name: "l".into(),
@@ -79,7 +79,6 @@ pub(in crate::splice::relay) fn job(id: u64, ours: &[TcpStream; 2], held: &[u8],
         idle: Duration::ZERO,
         half_closed: Duration::ZERO,
         held: held.into(),
-        turn,
     }
 }
 
@@ -101,10 +100,10 @@ impl Hand {
         let ((near_client, client), (near_backend, backend)) = (pair(), pair());
         let ours = [near_client, near_backend];
         self.next_id += 1;
-        let job = job(self.next_id, &ours, held, turn);
+        let job = job(self.next_id, &ours, held);
         let (record, id) = (job.record.clone(), job.record.id);
         let (sender, outcome) = oneshot::channel();
-        self.engine.begin(Box::new(job), sender);
+        self.engine.begin(Box::new(job), turn, sender);
         Played { index: self.engine.by_id[&id], client, backend, record, outcome, ours }
     }
 
@@ -498,7 +497,7 @@ fn a_session_that_is_given_back_at_every_turn_loses_and_reorders_nothing() {
         let (mut held, mut framer, mut turns) = (Vec::new(), Framer::default(), 0);
         loop {
             let turn = Turn::Reply { framer, turns: 0, not_before: Instant::now(), held_max: 1000 };
-            match relay.forward(job(1, &ours, &held, Some(turn))).ended().await {
+            match relay.forward(job(1, &ours, &held), Some(turn)).ended().await {
                 Outcome::Ended(reason) => return (reason, turns),
                 Outcome::Turn { held: last, framer: after } => {
                     assert!(last.ends_with(READY));
