@@ -1,5 +1,5 @@
-//! The kernel's sockets of this network namespace, whoever has them (sock_diag(7)): whether a TCP connection has one, and
-//! an end to it.
+//! The kernel's sockets of this network namespace, whoever has them (sock_diag(7)): which TCP connections there are, whether
+//! one has a socket, and an end to it.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -12,12 +12,30 @@ const SOCK_DESTROY: u16 = 21;
 
 /// include/net/tcp_states.h
 const TCP_TIME_WAIT: u8 = 6;
+const TCP_CLOSE: u8 = 7;
 const TCP_LISTEN: u8 = 10;
+
+/// Sets of states.
+const CONNECTED: u32 = !(1 << TCP_CLOSE | 1 << TCP_LISTEN);
+const ANY: u32 = u32::MAX;
+
+/// Both ends, ours first, of every connection of this network namespace. One in TIME_WAIT is one.
+pub fn connections() -> io::Result<Vec<(SocketAddr, SocketAddr)>> {
+    let mut all = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let any = if family == libc::AF_INET { [0u8; 4].into() } else { [0u8; 16].into() };
+        let request = inet_diag_req(CONNECTED, SocketAddr::new(any, 0), SocketAddr::new(any, 0));
+        let ask = Request::new(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, &request);
+        let answers = netlink::ask(libc::NETLINK_SOCK_DIAG, ask)?;
+        all.extend(answers.iter().filter_map(|message| ends(message)));
+    }
+    Ok(all)
+}
 
 /// Whether the kernel has a socket of this connection that may still send: of a process, or one that a process has left
 /// behind with bytes in it. Err also where the kernel does not answer such questions (CONFIG_INET_DIAG).
 pub fn is_there(local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
-    let request = Request::new(SOCK_DIAG_BY_FAMILY, 0, &inet_diag_req(local, remote));
+    let request = Request::new(SOCK_DIAG_BY_FAMILY, 0, &inet_diag_req(ANY, local, remote));
     match netlink::ask(libc::NETLINK_SOCK_DIAG, request) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(error),
@@ -32,18 +50,18 @@ pub fn is_there(local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
 /// Ends a TCP connection of this network namespace as if its peer had reset it. Needs CAP_NET_ADMIN and a kernel with
 /// CONFIG_INET_DIAG_DESTROY. One that is gone already is as good.
 pub fn destroy(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
-    let request = Request::new(SOCK_DESTROY, libc::NLM_F_ACK, &inet_diag_req(local, remote));
+    let request = Request::new(SOCK_DESTROY, libc::NLM_F_ACK, &inet_diag_req(ANY, local, remote));
     match netlink::ask(libc::NETLINK_SOCK_DIAG, request) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         done => done.map(drop),
     }
 }
 
-/// `struct inet_diag_req_v2` (linux/inet_diag.h) of one connection, in any state.
-fn inet_diag_req(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
+/// `struct inet_diag_req_v2` (linux/inet_diag.h). In a dump nothing but family and states is looked at.
+fn inet_diag_req(states: u32, local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
     let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let mut bytes = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
-    bytes.extend(u32::MAX.to_ne_bytes());
+    bytes.extend(states.to_ne_bytes());
     bytes.extend(local.port().to_be_bytes());
     bytes.extend(remote.port().to_be_bytes());
     for address in [local, remote] {
@@ -60,6 +78,21 @@ fn inet_diag_req(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
     bytes
 }
 
+/// From a `struct inet_diag_msg`.
+fn ends(message: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    let family = libc::c_int::from(*message.first()?);
+    let end = |port: usize, address: usize| {
+        let number = u16::from_be_bytes(message.get(port..port + 2)?.try_into().ok()?);
+        let octets: [u8; 16] = message.get(address..address + 16)?.try_into().ok()?;
+        let ip = match family {
+            libc::AF_INET => IpAddr::from([octets[0], octets[1], octets[2], octets[3]]),
+            _ => IpAddr::from(octets).to_canonical(),
+        };
+        Some(SocketAddr::new(ip, number))
+    };
+    Some((end(4, 8)?, end(6, 24)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,11 +103,28 @@ mod tests {
 
     #[test]
     fn a_request_names_one_connection() {
-        let bytes = inet_diag_req(address("10.0.0.9:40000"), address("[fd77::1]:5432"));
+        let bytes = inet_diag_req(ANY, address("10.0.0.9:40000"), address("[fd77::1]:5432"));
         assert_eq!(bytes.len(), 56);
         assert_eq!(&bytes[8..12], &[0x9c, 0x40, 0x15, 0x38]);
         assert_eq!(&bytes[12..16], &[10, 0, 0, 9]);
         assert_eq!(&bytes[28..32], &[0xfd, 0x77, 0, 0]);
+    }
+
+    #[test]
+    fn a_connection_is_told_of_while_it_lives_and_while_it_rests() {
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = std::net::TcpListener::bind(any).unwrap();
+            let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (peer, _) = listener.accept().unwrap();
+            let ends = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+            assert!(connections().unwrap().contains(&ends));
+            let listening = listener.local_addr().unwrap();
+            assert!(!connections().unwrap().iter().any(|(own, far)| *own == listening && far.port() == 0));
+            // Who ends first is left in TIME_WAIT.
+            drop(client);
+            drop(peer);
+            assert!(connections().unwrap().contains(&ends));
+        }
     }
 
     /// Where the kernel does not let us, the error is told; where it does, the other end reads a reset.

@@ -1,6 +1,6 @@
 //! Taking over the sessions that a process before us left in the kernel, and telling the process after us who ours are.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,11 +10,12 @@ use pgsplice_ebpf::flow::{FLOW_FROM_CLIENT, FLOW_TC, Flow, FlowKey, SIDE_FIN_ACK
 
 use super::ports::Port;
 use super::table::{Session, Slot};
-use super::{Road, Splice, address};
+use super::{Road, Splice, address, key};
 use crate::pool::Place;
 use crate::proxy::Proxy;
 use crate::session::connect::PlaceGuard;
 use crate::session::{Phase, SessionId, SessionRecord};
+use crate::sock_diag;
 
 /// The sessions of a process before us: their slots and ports are ours now.
 #[derive(Debug, Default)]
@@ -53,6 +54,7 @@ impl Splice {
                 }
             }
         }
+        self.rest_ports(&whole);
         let in_use: Vec<u32> = whole.keys().copied().collect();
         let mut sessions = Vec::new();
         for slot in self.table.adopt(&in_use) {
@@ -62,6 +64,22 @@ impl Splice {
             }
         }
         Ok(Found { sessions, removed })
+    }
+
+    /// Ports of ours on which this host still has a connection, mostly in TIME_WAIT of a process before us: each would
+    /// cost a failed connect.
+    fn rest_ports(&self, whole: &HashMap<u32, (Keyed, Keyed)>) {
+        let connections = match sock_diag::connections() {
+            Ok(connections) => connections,
+            Err(error) => return tracing::debug!("ports that rest from before are not known: {error}"),
+        };
+        let spliced: HashSet<FlowKey> = whole.values().map(|(_, backend)| backend.0).collect();
+        for (own, far) in connections {
+            let key = key(far, own);
+            if self.ports.has(own.port()) && !spliced.contains(&key) {
+                self.ports.rest(key);
+            }
+        }
     }
 
     fn is_whole(&self, slot: u32, client: &(FlowKey, Flow), backend: &(FlowKey, Flow)) -> bool {

@@ -63,6 +63,15 @@ impl Ports {
         pairs.entry(port.pair()).or_insert_with(|| Pool::new(&self.range)).adopted.insert(port.number());
         port
     }
+
+    pub fn has(&self, number: u16) -> bool {
+        self.range.contains(&number)
+    }
+
+    /// One that a connection of before holds, or held not long ago.
+    pub fn rest(self: &Arc<Self>, key: FlowKey) {
+        drop(self.adopt(key));
+    }
 }
 
 impl Port {
@@ -137,6 +146,16 @@ mod tests {
         assert!(ports.take(SOURCE, backend(1), now).is_none());
         let later = Instant::now() + REST;
         assert_eq!(ports.take(SOURCE, backend(1), later).unwrap().number(), 2001);
+    }
+
+    #[test]
+    fn what_a_connection_before_us_has_rests_first() {
+        let (ports, now) = (Ports::new(2000..=2001), Instant::now());
+        ports.rest(key(backend(1), SocketAddr::new(SOURCE, 2000)));
+        let first = ports.take(SOURCE, backend(1), now).unwrap();
+        assert_eq!(first.number(), 2001);
+        assert!(ports.take(SOURCE, backend(1), now).is_none());
+        assert_eq!(ports.take(SOURCE, backend(1), Instant::now() + REST).unwrap().number(), 2000);
     }
 
     #[test]

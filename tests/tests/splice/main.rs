@@ -288,6 +288,27 @@ fn a_hand_off_can_wait_for_replies_or_for_time() {
 }
 
 #[test]
+fn ports_that_rest_from_the_process_before_are_left_alone() {
+    // With timestamps the kernel lets a new connection have a port in TIME_WAIT.
+    let off = "echo 0 > /proc/sys/net/ipv4/tcp_timestamps";
+    let set =
+        |setting| Setting { before: vec![("proxy", off.into())], listener: "splice_after = \"500ms\"", ..setting };
+    on_both_with(set, |mut rig| {
+        // Over before a hand-off, so that the proxy's sockets are left in TIME_WAIT: more than are tried for a session.
+        for _ in 0..10 {
+            rig.client().echo(10).unwrap();
+        }
+        rig.wait_ended("client-closed", 10);
+        rig.kill_proxy();
+        rig.start_proxy();
+        let mut client = rig.client();
+        std::thread::sleep(std::time::Duration::from_millis(600));
+        client.echo(10).unwrap();
+        rig.wait_spliced(1);
+    });
+}
+
+#[test]
 fn a_vanished_end_is_noticed_and_the_other_told() {
     const TCP: &str = "[listener.l.tcp]\nkeepalive_idle = \"1s\"\nkeepalive_interval = \"1s\"\nkeepalive_count = 2\n\
                        [pool.p.tcp]\nkeepalive_idle = \"1s\"\nkeepalive_interval = \"1s\"\nkeepalive_count = 2\n";
