@@ -27,6 +27,9 @@ const PROOF: [(&str, &[&str], &[&str]); 3] = [
     ("sockmap", &["copy", "session"], &["short_sessions", "ten_thousand"]),
 ];
 
+/// Tests at once for each CPU: most of their time they wait for elections, time limits and start-ups.
+const TESTS_PER_CPU: usize = 2;
+
 #[derive(Default)]
 struct Count {
     passed: u32,
@@ -82,8 +85,11 @@ pub fn run(args: Args) -> Result<()> {
 /// Runs cargo with its output shown, and adds up what each test program says at its end.
 fn counted(arguments: &[&str], road: Option<&str>) -> Result<(Count, bool)> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = std::env::var("RUST_TEST_THREADS").unwrap_or_else(|_| (TESTS_PER_CPU * cpus).to_string());
     let mut child = Command::new(cargo)
         .args(arguments)
+        .env("RUST_TEST_THREADS", threads)
         .envs(road.map(|road| ("PGSPLICE_TEST_ROAD", road)))
         .current_dir(build::workspace())
         .stdout(Stdio::piped())
