@@ -1,4 +1,5 @@
-//! A static cluster: three real PostgreSQLs with plain streaming replication and no Patroni, asked by SQL.
+//! A static cluster: three real PostgreSQLs with plain streaming replication and no Patroni, asked by SQL; and a
+//! PgBouncer with an agent that follows them.
 
 // A test stops at the first thing that goes wrong.
 #![allow(clippy::unwrap_used)]
@@ -12,6 +13,7 @@ use pgsplice::cluster::{self, ClusterView};
 use pgsplice::config::{self, ProofConfig, StaticConfig, StaticMember, StoreConfig, TlsFiles};
 use pgsplice_tests::{Certificate, postgres};
 use serde_json::Value;
+use xtask::lab::cluster::ADMIN_PASSWORD;
 use xtask::lab::{Host, Lab, LabSpec, Program, until};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -20,10 +22,10 @@ const READS: u16 = 5433;
 /// Where the three servers listen, all on host `pg1`: the first is the lab's own.
 const SERVERS: [(&str, u16); 3] = [("first", 5432), ("second", 5434), ("third", 5435)];
 
-/// One host with a primary and two standbys.
+/// One host with a primary and two standbys, another with a PgBouncer.
 fn lab() -> Lab {
     let spec = LabSpec {
-        bouncers: 0,
+        bouncers: 1,
         proxy: xtask::lab::Proxy::None,
         ..LabSpec::static_fleet(format!("re{:x}", std::process::id()))
     };
@@ -63,13 +65,38 @@ fn sql(host: &Host, server: &str, sql: &str) -> Option<String> {
     Some(said.trim_end().to_owned())
 }
 
-fn config(lab: &Lab) -> String {
+fn cluster_section(lab: &Lab) -> String {
     let password = Lab::password("PROBE_PASSWORD").unwrap();
     let mut text = format!("[cluster.main.static]\nuser = \"pgsplice\"\npassword = \"{password}\"\n");
     for (name, port) in SERVERS {
         let address = format!("{}:{port}", lab.host("pg1").v4());
         writeln!(text, "[[cluster.main.static.member]]\nname = \"{name}\"\naddress = \"{address}\"").unwrap();
     }
+    text + "[cluster.main.proof]\ninterval = \"300ms\"\ntimeout = \"1s\"\n"
+}
+
+fn start_agent(lab: &Lab) {
+    let host = lab.bouncers()[0];
+    let config = format!(
+        "name = \"bouncer1\"\n[pgbouncer]\naddress = \"{}:6432\"\nconsole = \"/run/pgbouncer/.s.PGSQL.6432\"\n\
+         password = \"{ADMIN_PASSWORD}\"\ndatabases_file = \"/etc/pgbouncer/databases.ini\"\n\
+         [pgbouncer.databases]\n\"*\" = \"\"\n{}",
+        host.v4(),
+        cluster_section(lab)
+    );
+    host.write_private("/etc/pgsplice/agent.toml", config, "root").unwrap();
+    let argv = ["/opt/pgsplice/pgsplice", "agent", "--config", "/etc/pgsplice/agent.toml"];
+    host.spawn(Program::new("agent", argv)).unwrap();
+}
+
+/// Whether the agent's PgBouncer leads to the server at this port.
+fn leads_to(lab: &Lab, port: u16) -> bool {
+    let databases = lab.bouncer_admin(lab.bouncers()[0], "SHOW DATABASES").unwrap();
+    databases.lines().any(|line| line.starts_with("pgsplice_agent|") && line.contains(&format!("|{port}|")))
+}
+
+fn config(lab: &Lab) -> String {
+    let mut text = cluster_section(lab);
     for (pool, port, rule) in
         [("rw", WRITES, "role = \"primary\""), ("ro", READS, "role = \"replica\"\nmax_lag = \"1MiB\"")]
     {
@@ -111,6 +138,8 @@ fn writes_go_to_whoever_was_promoted_last_and_reads_to_those_who_keep_up() {
     until("the first to be open", SOON, || primary(&lab).as_deref() == Some("first")).unwrap();
     until("two replicas", SOON, || readers(&lab) == 2).unwrap();
     assert_eq!(behind(&lab, WRITES), (5432, false));
+    start_agent(&lab);
+    until("the agent to follow", SOON, || leads_to(&lab, 5432)).unwrap();
     assert!(behind(&lab, READS).1);
 
     // One that stands still gets no reads.
@@ -132,6 +161,7 @@ fn writes_go_to_whoever_was_promoted_last_and_reads_to_those_who_keep_up() {
     until("the second to be open", SOON, || primary(&lab).as_deref() == Some("second")).unwrap();
     println!("open {:?} after it was promoted", promoted.elapsed());
     assert_eq!(behind(&lab, WRITES), (5434, false));
+    until("the agent to follow", SOON, || leads_to(&lab, 5434)).unwrap();
     assert_eq!(sql(host, "first", "SELECT pg_is_in_recovery()").as_deref(), Some("f"), "two writable primaries");
     until("its session to be cut", SOON, || session.try_wait().unwrap().is_some()).unwrap();
     let table = lab.pgsplice(&["cluster"]).unwrap();
