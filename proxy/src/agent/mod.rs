@@ -7,6 +7,7 @@ mod ahead;
 mod console;
 mod databases;
 mod hold;
+mod registry;
 mod servers;
 
 use std::future::Future;
@@ -14,22 +15,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::cluster::resolve::HostPort;
-use crate::cluster::store::{self, Places, Registration};
-use crate::cluster::{self, Bouncer, BouncerState, ClusterHandle, ClusterView, Switchover};
+use crate::cluster::{self, ClusterHandle, ClusterView, Switchover};
 use crate::config::agent::AgentConfig;
 
 use console::{Console, Database};
 pub use databases::MARKER;
 use databases::{DatabasesFile, Target};
 use hold::Hold;
+use registry::Registry;
 use servers::OldPrimaries;
 
-/// How long taking the entry out of the registry may take at the end.
-const FAREWELL: Duration = Duration::from_secs(3);
 /// How long after a move connections to the old primary are looked for: PgBouncer may have been making one.
 const SWEEP_FOR: Duration = Duration::from_secs(10);
 
@@ -64,13 +62,6 @@ enum Cause {
     Announced(Switchover),
     /// The leader key names this member, which is not open yet. The old primary may go on taking writes.
     Deposed { by: String },
-}
-
-/// The entry in the store, once there is something to register.
-struct Registry {
-    value: watch::Sender<Vec<u8>>,
-    task: JoinHandle<()>,
-    last: Bouncer,
 }
 
 /// Runs until `stop` completes, then takes the entry out of the registry.
@@ -252,24 +243,6 @@ impl Agent {
         }
     }
 
-    fn report_hold(&mut self, held: Result<bool, String>) {
-        let state = match &held {
-            Ok(true) => BouncerState::Paused,
-            Ok(false) => BouncerState::Pausing,
-            Err(_) => BouncerState::Failed,
-        };
-        let mut bouncer = self.bouncer(state);
-        if let Some(target) = &self.target {
-            (bouncer.leader, bouncer.timeline) = (Some(target.leader.clone()), Some(target.timeline));
-        }
-        bouncer.reason = match held {
-            Ok(true) => String::new(),
-            Ok(false) => "transactions are under way".into(),
-            Err(why) => why,
-        };
-        self.register(bouncer);
-    }
-
     /// Ends what [`Self::hold_back`] began, if anything.
     async fn resume(&mut self) -> Result<(), String> {
         let Some(hold) = &mut self.hold else { return Ok(()) };
@@ -371,88 +344,6 @@ impl Agent {
                 Err(format!("database {} is {}", database.name, database.halted.as_deref().unwrap_or_default()))
             }
             None => Ok(()),
-        }
-    }
-
-    /// Tells the registry, and the log what is news.
-    fn report(&mut self, outcome: Result<Target, String>) {
-        let maintenance = self.config.pgbouncer.maintenance_file.as_ref().filter(|file| file.exists());
-        let mut bouncer = self.bouncer(BouncerState::Ready);
-        match (outcome, maintenance) {
-            (Ok(target), maintenance) => {
-                if let Some(wanted) = self.wanted.take() {
-                    let took = wanted.elapsed();
-                    tracing::info!(leader = target.leader, timeline = target.timeline, ?took, "databases verified");
-                }
-                bouncer.leader = Some(target.leader);
-                bouncer.timeline = Some(target.timeline);
-                if let Some(file) = maintenance {
-                    bouncer.state = BouncerState::Draining;
-                    bouncer.reason = format!("{} exists", file.display());
-                }
-            }
-            (Err(why), _) => {
-                bouncer.state = BouncerState::Failed;
-                bouncer.reason = why;
-            }
-        }
-        self.register(bouncer);
-    }
-
-    fn bouncer(&self, state: BouncerState) -> Bouncer {
-        Bouncer {
-            name: self.config.name.clone(),
-            address: self.config.pgbouncer.address,
-            peer_id: self.config.pgbouncer.peer_id,
-            state,
-            leader: None,
-            timeline: None,
-            reason: String::new(),
-            tags: self.config.tags.clone(),
-            waited_ms: self.waited.map(|waited| waited.as_millis() as u64),
-        }
-    }
-
-    fn register(&mut self, bouncer: Bouncer) {
-        let last = self.registry.as_ref().map(|registry| &registry.last);
-        if last == Some(&bouncer) {
-            return;
-        }
-        match bouncer.state {
-            BouncerState::Failed => tracing::warn!(why = bouncer.reason, "not ready"),
-            BouncerState::Draining => tracing::info!(why = bouncer.reason, "draining"),
-            BouncerState::Ready => tracing::info!(leader = bouncer.leader, "ready"),
-            BouncerState::Pausing => tracing::info!(why = bouncer.reason, "pausing"),
-            BouncerState::Paused => tracing::info!("paused"),
-        }
-        let json = serde_json::to_vec(&bouncer).expect("a bouncer has nothing JSON cannot hold");
-        match &mut self.registry {
-            Some(registry) => {
-                registry.value.send_replace(json);
-                registry.last = bouncer;
-            }
-            None => self.registry = Some(self.enter(json, bouncer)),
-        }
-    }
-
-    fn enter(&self, json: Vec<u8>, last: Bouncer) -> Registry {
-        let (value, receiver) = watch::channel(json);
-        let key = format!("{}{}", Places::of(&self.config.cluster).bouncers, self.config.name);
-        let entry = Registration { key, value: receiver, ttl: self.config.lease_ttl };
-        let task = tokio::spawn(store::register(&self.config.cluster, entry));
-        Registry { value, task, last }
-    }
-
-    /// Out of the registry; PgBouncer goes on as it is, and never paused.
-    async fn leave(mut self) {
-        if let Ok(Err(why)) = tokio::time::timeout(FAREWELL, self.resume()).await {
-            tracing::error!(why, "PgBouncer may be left paused; the next start resumes it");
-        }
-        let Some(Registry { value, task, .. }) = self.registry.take() else { return };
-        drop(value);
-        if tokio::time::timeout(FAREWELL, task).await.is_err() {
-            let ttl = self.config.lease_ttl;
-            tracing::warn!(?ttl, "the store did not take the entry out; it goes when the lease ends");
         }
     }
 }
