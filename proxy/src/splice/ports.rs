@@ -2,6 +2,7 @@
 //! so it must never have given it out: the range is pgsplice's own (`splice.source_ports`), and a port rests after use.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
@@ -34,11 +35,13 @@ pub struct Port {
 
 #[derive(Debug)]
 struct Pool {
-    /// The lowest that was never given out; `None` when all were.
-    fresh: Option<u16>,
+    /// The next that was never given out, and how many of them there are. The first is any of the range: a backend may
+    /// still remember those that a process before us had.
+    fresh: u16,
+    left: u32,
     /// Given back, the longest-rested first.
     resting: VecDeque<(u16, Instant)>,
-    /// Taken out of turn, by sessions of a process before us; those below `fresh` rest like any other.
+    /// Taken out of turn, by sessions of a process before us; they rest like any other.
     adopted: HashSet<u16>,
 }
 
@@ -52,7 +55,7 @@ impl Ports {
         let pair = (source, backend);
         let mut pairs = self.pairs.lock();
         let pool = pairs.entry(pair).or_insert_with(|| Pool::new(&self.range));
-        let number = pool.take(*self.range.end(), now)?;
+        let number = pool.take(&self.range, now)?;
         Some(Port { key: key(backend, SocketAddr::new(source, number)), owner: Arc::downgrade(self) })
     }
 
@@ -105,12 +108,16 @@ impl Drop for Port {
 
 impl Pool {
     fn new(range: &RangeInclusive<u16>) -> Self {
-        Self { fresh: Some(*range.start()), resting: VecDeque::new(), adopted: HashSet::new() }
+        let left = range.len() as u32;
+        let first = RandomState::new().hash_one(()) % u64::from(left.max(1));
+        Self { fresh: range.start() + first as u16, left, resting: VecDeque::new(), adopted: HashSet::new() }
     }
 
-    fn take(&mut self, last: u16, now: Instant) -> Option<u16> {
-        while let Some(number) = self.fresh {
-            self.fresh = number.checked_add(1).filter(|next| *next <= last);
+    fn take(&mut self, range: &RangeInclusive<u16>, now: Instant) -> Option<u16> {
+        while self.left > 0 {
+            let number = self.fresh;
+            self.fresh = if number == *range.end() { *range.start() } else { number + 1 };
+            self.left -= 1;
             if !self.adopted.contains(&number) {
                 return Some(number);
             }
@@ -134,27 +141,42 @@ mod tests {
         SocketAddr::from(([10, 0, 1, last], 6432))
     }
 
+    /// All that can be had now, in order, and kept.
+    fn all(ports: &Arc<Ports>, now: Instant) -> Vec<Port> {
+        let mut all: Vec<Port> = std::iter::from_fn(|| ports.take(SOURCE, backend(1), now)).collect();
+        all.sort_by_key(Port::number);
+        all
+    }
+
+    fn numbers(ports: &[Port]) -> Vec<u16> {
+        ports.iter().map(Port::number).collect()
+    }
+
     #[test]
     fn a_port_rests_a_minute_and_every_pair_has_its_own() {
-        let (ports, now) = (Ports::new(2000..=2001), Instant::now());
-        let first = ports.take(SOURCE, backend(1), now).unwrap();
-        let second = ports.take(SOURCE, backend(1), now).unwrap();
-        assert_eq!((first.number(), second.number()), (2000, 2001));
-        assert!(ports.take(SOURCE, backend(1), now).is_none());
-        assert_eq!(ports.take(SOURCE, backend(2), now).unwrap().number(), 2000);
-        drop(second);
+        let (ports, now) = (Ports::new(2000..=2003), Instant::now());
+        let mut taken = all(&ports, now);
+        assert_eq!(numbers(&taken), [2000, 2001, 2002, 2003]);
+        assert!(ports.take(SOURCE, backend(2), now).is_some());
+        let given_back = taken.remove(2).number();
         assert!(ports.take(SOURCE, backend(1), now).is_none());
         let later = Instant::now() + REST;
-        assert_eq!(ports.take(SOURCE, backend(1), later).unwrap().number(), 2001);
+        assert_eq!(ports.take(SOURCE, backend(1), later).unwrap().number(), given_back);
+    }
+
+    #[test]
+    fn the_first_is_any() {
+        let first = || Ports::new(2000..=2999).take(SOURCE, backend(1), Instant::now()).unwrap().number();
+        let firsts: HashSet<u16> = (0..20).map(|_| first()).collect();
+        assert!(firsts.len() > 1, "{firsts:?}");
     }
 
     #[test]
     fn what_a_connection_before_us_has_rests_first() {
         let (ports, now) = (Ports::new(2000..=2001), Instant::now());
         ports.rest(key(backend(1), SocketAddr::new(SOURCE, 2000)));
-        let first = ports.take(SOURCE, backend(1), now).unwrap();
-        assert_eq!(first.number(), 2001);
-        assert!(ports.take(SOURCE, backend(1), now).is_none());
+        let taken = all(&ports, now);
+        assert_eq!(numbers(&taken), [2001]);
         assert_eq!(ports.take(SOURCE, backend(1), Instant::now() + REST).unwrap().number(), 2000);
     }
 
@@ -163,8 +185,8 @@ mod tests {
         let (ports, now) = (Ports::new(2000..=2002), Instant::now());
         let adopted = ports.adopt(key(backend(1), SocketAddr::new(SOURCE, 2001)));
         let _far = ports.adopt(key(backend(1), SocketAddr::new(SOURCE, 9000)));
-        let taken: Vec<Port> = std::iter::from_fn(|| ports.take(SOURCE, backend(1), now)).collect();
-        assert_eq!(taken.iter().map(Port::number).collect::<Vec<_>>(), [2000, 2002]);
+        let taken = all(&ports, now);
+        assert_eq!(numbers(&taken), [2000, 2002]);
         drop(adopted);
         assert_eq!(ports.take(SOURCE, backend(1), Instant::now() + REST).unwrap().number(), 2001);
     }

@@ -291,14 +291,18 @@ fn a_hand_off_can_wait_for_replies_or_for_time() {
 fn ports_that_rest_from_the_process_before_are_left_alone() {
     // With timestamps the kernel lets a new connection have a port in TIME_WAIT.
     let off = "echo 0 > /proc/sys/net/ipv4/tcp_timestamps";
-    let set =
-        |setting| Setting { before: vec![("proxy", off.into())], listener: "splice_after = \"500ms\"", ..setting };
+    let set = |setting| Setting {
+        before: vec![("proxy", off.into())],
+        listener: "splice_after = \"500ms\"",
+        splice: "source_ports = \"12000-12019\"\n",
+        ..setting
+    };
     on_both_with(set, |mut rig| {
-        // Over before a hand-off, so that the proxy's sockets are left in TIME_WAIT: more than are tried for a session.
-        for _ in 0..10 {
+        // Over before a hand-off, so that the proxy's sockets are left in TIME_WAIT: on all of its ports but one.
+        for _ in 0..19 {
             rig.client().echo(10).unwrap();
         }
-        rig.wait_ended("client-closed", 10);
+        rig.wait_ended("client-closed", 19);
         rig.kill_proxy();
         rig.start_proxy();
         let mut client = rig.client();
