@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::OnceLock;
 
 use crate::netlink::{self, Request};
 
@@ -37,7 +38,7 @@ pub fn connections() -> io::Result<Vec<(SocketAddr, SocketAddr)>> {
 pub fn is_there(local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
     let request = Request::new(SOCK_DIAG_BY_FAMILY, 0, &inet_diag_req(ANY, local, remote));
     match netlink::ask(libc::NETLINK_SOCK_DIAG, request) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) if is_none(&error) => Ok(false),
         Err(error) => Err(error),
         // `inet_diag_msg`: family, state. Where the connection has no socket, the answer is its listener.
         Ok(answers) => {
@@ -52,9 +53,21 @@ pub fn is_there(local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
 pub fn destroy(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
     let request = Request::new(SOCK_DESTROY, libc::NLM_F_ACK, &inet_diag_req(ANY, local, remote));
     match netlink::ask(libc::NETLINK_SOCK_DIAG, request) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(error) if is_none(&error) => Ok(()),
         done => done.map(drop),
     }
+}
+
+/// Whether an error says that there is no such socket. Of a kernel that cannot answer at all it is the same one.
+fn is_none(error: &io::Error) -> bool {
+    static ANSWERS: OnceLock<bool> = OnceLock::new();
+    let answers = || {
+        let any = SocketAddr::from(([0u8; 4], 0));
+        // Of sockets in no state at all: an empty list, soon.
+        let ask = Request::new(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, &inet_diag_req(0, any, any));
+        netlink::ask(libc::NETLINK_SOCK_DIAG, ask).is_ok()
+    };
+    error.raw_os_error() == Some(libc::ENOENT) && *ANSWERS.get_or_init(answers)
 }
 
 /// `struct inet_diag_req_v2` (linux/inet_diag.h). In a dump nothing but family and states is looked at.

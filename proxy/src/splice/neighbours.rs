@@ -62,7 +62,8 @@ impl Neighbours {
             None | Some(NUD_FAILED) => self.renew(hop),
             Some(NUD_REACHABLE | NUD_STALE | NUD_DELAY) if !self.asked.contains_key(&hop) => {
                 self.asked.insert(hop, now);
-                self.ask(libc::RTM_NEWNEIGH, libc::NLM_F_REPLACE | libc::NLM_F_ACK, &ndmsg(hop, NUD_PROBE, 0)).map(drop)
+                // Without NLM_F_REPLACE nothing but the state changes; with it IPv6 forgets that a neighbour is a router.
+                self.ask(libc::RTM_NEWNEIGH, libc::NLM_F_ACK, &ndmsg(hop, NUD_PROBE, 0)).map(drop)
             }
             // It is being asked; or an administrator has written its address down.
             Some(_) => Ok(()),

@@ -184,7 +184,8 @@ impl Sweep {
         let lacked_reply = std::mem::replace(&mut entry.lacks_reply, lacks_reply);
         match overdue(&state, quiet, session, &mut entry.probes) {
             Some(Due::Cut(reason)) => Some(Due::Cut(reason)),
-            _ if lacks_reply && lacked_reply => Some(Due::Reply),
+            Some(Due::Probe(sides)) if lacks_reply && lacked_reply => Some(Due::Reply(sides)),
+            None if lacks_reply && lacked_reply => Some(Due::Reply([false; 2])),
             due => due,
         }
     }
@@ -206,8 +207,8 @@ impl Sweep {
                     proxy.cut_spliced(&self.splice, index, id, reason);
                 }
             }
-            Some(Due::Reply) if self.has_socket(index) => {}
-            Some(Due::Reply) => self.carry_out(proxy, index, Some(Due::Cut(Termination::ReplyLost))),
+            Some(Due::Reply(sides)) if self.has_socket(index) => self.carry_out(proxy, index, Some(Due::Probe(sides))),
+            Some(Due::Reply(_)) => self.carry_out(proxy, index, Some(Due::Cut(Termination::ReplyLost))),
             Some(Due::Probe(sides)) => {
                 (0..2).filter(|side| sides[*side]).for_each(|side| self.probe(index, side));
             }
@@ -306,8 +307,9 @@ pub(super) enum Due {
     /// The ends have ended it themselves.
     End(Termination),
     Cut(Termination),
-    /// The client lacks the reply that was held at the hand-off: cut it, if nobody is left to send it.
-    Reply,
+    /// The client lacks the reply that was held at the hand-off: cut it, if nobody is left to send it. Otherwise ask these
+    /// sides whether they are there.
+    Reply([bool; 2]),
     /// These sides have been quiet: ask whether they are there. One's answer says nothing of the other.
     Probe([bool; 2]),
 }
