@@ -18,7 +18,8 @@ pub const MARKER: &str = "pgsplice_agent";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
     pub leader: String,
-    pub timeline: u32,
+    /// None while it is not promoted.
+    pub timeline: Option<u32>,
     pub host: String,
     pub port: u16,
 }
@@ -160,7 +161,7 @@ mod tests {
     }
 
     fn target(leader: &str, host: &str) -> Target {
-        Target { leader: leader.into(), timeline: 1, host: host.into(), port: 5432 }
+        Target { leader: leader.into(), timeline: Some(1), host: host.into(), port: 5432 }
     }
 
     fn running(file: &DatabasesFile, target: &Target) -> Vec<Database> {
@@ -220,7 +221,7 @@ mod tests {
         let problem = file.problem(&running(&file, &old), &new).unwrap();
         assert_eq!(problem, "database app points to 10.0.0.1:5432, not 10.0.0.2:5432");
         assert_eq!(file.problem(&[], &old).unwrap(), "database app is not there");
-        let promoted = Target { timeline: 2, ..old.clone() };
+        let promoted = Target { timeline: Some(2), ..old.clone() };
         assert_eq!(file.problem(&running(&file, &old), &promoted), None);
         let renamed = Target { leader: "pg9".into(), ..old.clone() };
         assert_eq!(file.problem(&running(&file, &old), &renamed).unwrap(), "an older version of the file is loaded");

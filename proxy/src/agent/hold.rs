@@ -18,6 +18,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 pub(super) struct Hold {
     note: PathBuf,
     pub since: Instant,
+    /// What was paused led to a deposed primary.
+    pub is_deposed: bool,
     databases: BTreeSet<String>,
     /// PAUSE answers once no transaction is under way.
     under_way: JoinSet<(String, Result<(), ConsoleError>)>,
@@ -39,7 +41,8 @@ impl Hold {
     /// Nothing paused yet. The note stands beside the databases file, where this agent may write.
     pub(super) fn begin(databases_file: &Path) -> Self {
         let (note, since) = (note_of(databases_file), Instant::now());
-        Self { note, since, databases: BTreeSet::new(), under_way: JoinSet::new(), failed: None }
+        let databases = BTreeSet::new();
+        Self { note, since, is_deposed: false, databases, under_way: JoinSet::new(), failed: None }
     }
 
     /// What an agent before this one left paused, and since when.
@@ -51,7 +54,7 @@ impl Hold {
         let databases = text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
         // Before the machine's boot there is no Instant; then it is too old in any case.
         let since = Instant::now().checked_sub(age)?;
-        Some(Self { note, since, databases, under_way: JoinSet::new(), failed: None })
+        Some(Self { note, since, is_deposed: false, databases, under_way: JoinSet::new(), failed: None })
     }
 
     /// Begins to pause these as well. Each has a console of its own, for PAUSE keeps it until it is done.

@@ -43,7 +43,7 @@ struct Agent {
     wanted: Option<Instant>,
     /// PgBouncer is paused, or about to be.
     hold: Option<Hold>,
-    /// Where a paused PgBouncer was brought before anybody may use it.
+    /// Where the databases go, or are, although no primary is open there: the target is deposed.
     ahead: Option<Target>,
     /// What was waited for in vain.
     spent: Option<Cause>,
@@ -156,7 +156,7 @@ impl Agent {
                 }
                 continue;
             }
-            let written = self.write_file(self.target.clone()).await;
+            let written = self.head_for_place(&view).await;
             // A newer truth must not wait for a console that hangs: the file is written whole, the rest starts again.
             let outcome = tokio::select! {
                 biased;
@@ -193,18 +193,21 @@ impl Agent {
     }
 
     /// Whether clients shall wait: from the announcement of a switchover, or from the moment the primary is deposed,
-    /// until one is open, and never longer than `switchover_hold`.
+    /// until one is open, and no longer than `switchover_hold` if there is a place to go on at.
     fn must_hold(&mut self, view: &ClusterView) -> bool {
         let cause = self.cause(view);
         if self.spent != cause {
             self.spent = None;
         }
+        let is_lost = matches!(cause, Some(Cause::Deposed { .. })) && self.place(view).is_none();
         match (&self.hold, cause) {
             (None, None) => false,
             (None, Some(cause)) => self.spent.as_ref() != Some(&cause),
-            (Some(hold), cause) if hold.since.elapsed() >= self.config.cluster.switchover_hold => {
+            (Some(hold), cause) if !is_lost && hold.since.elapsed() >= self.config.cluster.switchover_hold => {
                 let limit = self.config.cluster.switchover_hold;
-                tracing::warn!(?limit, "no primary was open within the time to wait for it: resuming");
+                if cause.is_none() || self.spent != cause {
+                    tracing::warn!(?limit, "no primary was open within the time to wait for it: resuming");
+                }
                 self.spent = cause;
                 false
             }
@@ -224,13 +227,13 @@ impl Agent {
             tracing::info!(deposed = is_deposed, "the primary changes: pausing");
             Hold::begin(&pgbouncer.databases_file)
         });
+        hold.is_deposed |= is_deposed;
         let limit = self.config.cluster.switchover_hold;
-        if let Some(target) = self.ahead.as_ref().or(self.target.as_ref()) {
-            // One that is paused already is somebody else's to resume.
-            let more = running.iter().filter(|one| one.halted.is_none() && self.file.owns(one, target));
-            let more = more.map(|one| one.name.clone()).collect();
-            hold.pause(more, || Console::patient(pgbouncer, limit)).map_err(|error| error.to_string())?;
-        }
+        let is_ours = |one: &&Database| self.ahead.iter().chain(&self.target).any(|place| self.file.owns(one, place));
+        // One that is paused already is somebody else's to resume.
+        let more = running.iter().filter(|one| one.halted.is_none()).filter(is_ours);
+        let more = more.map(|one| one.name.clone()).collect();
+        hold.pause(more, || Console::patient(pgbouncer, limit)).map_err(|error| error.to_string())?;
         if is_deposed {
             let ended = servers::end(&mut self.console, hold.databases()).await.map_err(|error| error.to_string())?;
             if ended > 0 {
@@ -268,14 +271,22 @@ impl Agent {
 
     /// Makes the running PgBouncer follow the file, and its clients go on. `Err`: why it is not ready.
     async fn settle(&mut self, written: Result<Option<Target>, String>, view: &ClusterView) -> Result<Target, String> {
-        let followed = self.follow(written).await;
-        // Whatever came of it: nobody is left waiting.
-        let resumed = self.resume().await;
-        let target = followed?;
-        resumed?;
+        let target = self.go_on(written).await?;
         self.sweep(&target, view).await?;
         self.find_halted().await?;
         Ok(target)
+    }
+
+    /// Nobody is left waiting, even if the file is not followed, except where the way still leads to a deposed primary.
+    async fn go_on(&mut self, written: Result<Option<Target>, String>) -> Result<Target, String> {
+        let followed = self.follow(written).await;
+        let is_deposed = self.ahead.is_some() || self.hold.as_ref().is_some_and(|hold| hold.is_deposed);
+        if followed.is_err() && is_deposed {
+            return followed;
+        }
+        let resumed = self.resume().await;
+        let target = followed?;
+        resumed.map(|()| target)
     }
 
     async fn follow(&mut self, written: Result<Option<Target>, String>) -> Result<Target, String> {
@@ -290,7 +301,8 @@ impl Agent {
         let running = self.console.databases().await.map_err(|error| error.to_string())?;
         let target = target.ok_or("no primary was open since the agent started")?;
         let had_to_load = self.load(&running, &target).await?;
-        if self.ahead.take().is_some() || had_to_load {
+        // In a hold it may have been loaded ahead, or by an agent before this one.
+        if had_to_load || self.hold.is_some() {
             // PgBouncer lets go of connections to the old address by itself when it reloads; this says so again for
             // those it took in the meantime. It does not wait for them.
             self.console.command("RECONNECT").await.map_err(|error| error.to_string())?;
@@ -351,10 +363,10 @@ impl Agent {
 /// Where the view says the databases should point.
 fn target(view: &ClusterView) -> Option<Target> {
     let primary = view.primary.as_ref()?;
-    target_at(view, &primary.member, primary.timeline)
+    target_at(view, &primary.member, Some(primary.timeline))
 }
 
-fn target_at(view: &ClusterView, member: &str, timeline: u32) -> Option<Target> {
+fn target_at(view: &ClusterView, member: &str, timeline: Option<u32>) -> Option<Target> {
     // The host as Patroni has it: where it is a name, TLS needs it.
     let HostPort { host, port } = HostPort::of_url(view.members.get(member)?.conn_url.as_ref()?)?;
     Some(Target { leader: member.into(), timeline, host, port })

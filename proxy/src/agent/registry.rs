@@ -28,7 +28,7 @@ impl Agent {
         };
         let mut bouncer = self.bouncer(state);
         if let Some(target) = &self.target {
-            (bouncer.leader, bouncer.timeline) = (Some(target.leader.clone()), Some(target.timeline));
+            (bouncer.leader, bouncer.timeline) = (Some(target.leader.clone()), target.timeline);
         }
         bouncer.reason = match held {
             Ok(true) => String::new(),
@@ -49,7 +49,7 @@ impl Agent {
                     tracing::info!(leader = target.leader, timeline = target.timeline, ?took, "databases verified");
                 }
                 bouncer.leader = Some(target.leader);
-                bouncer.timeline = Some(target.timeline);
+                bouncer.timeline = target.timeline;
                 if let Some(file) = maintenance {
                     bouncer.state = BouncerState::Draining;
                     bouncer.reason = format!("{} exists", file.display());
@@ -107,10 +107,18 @@ impl Agent {
         Registry { value, task, last }
     }
 
-    /// Out of the registry; PgBouncer goes on as it is, and never paused.
+    /// Out of the registry; PgBouncer goes on as it is. What is paused is resumed where the databases belong.
     pub(super) async fn leave(mut self) {
-        if let Ok(Err(why)) = tokio::time::timeout(FAREWELL, self.resume()).await {
-            tracing::error!(why, "PgBouncer may be left paused; the next start resumes it");
+        if self.hold.is_some() {
+            let view = self.cluster.view.borrow().clone();
+            let resuming = async {
+                let written = self.head_for_place(&view).await;
+                self.go_on(written).await
+            };
+            let resumed = tokio::time::timeout(FAREWELL, resuming).await;
+            if let Err(why) = resumed.unwrap_or_else(|_| Err(format!("PgBouncer did not answer within {FAREWELL:?}"))) {
+                tracing::error!(why, "PgBouncer may be left paused; the next start resumes it");
+            }
         }
         let Some(Registry { value, task, .. }) = self.registry.take() else { return };
         drop(value);

@@ -105,7 +105,7 @@ mod tests {
     fn what_leads_elsewhere_is_old_and_with_a_name_only_what_was_seen() {
         let mut old = OldPrimaries::default();
         old.saw([address("10.0.0.1:5432"), address("10.0.0.2:5432")]);
-        let target = |host: &str| Target { leader: "pg2".into(), timeline: 2, host: host.into(), port: 5432 };
+        let target = |host: &str| Target { leader: "pg2".into(), timeline: Some(2), host: host.into(), port: 5432 };
         let now = Some(address("10.0.0.2:5432"));
         assert!(old.is_old(&server("10.0.0.1:5432"), &target("10.0.0.2"), now));
         assert!(old.is_old(&server("10.0.0.7:5432"), &target("10.0.0.2"), now), "a member whose key is gone");

@@ -115,13 +115,13 @@ async fn a_switchover_that_does_not_come_is_not_waited_for_for_ever() {
     assert!(took < Duration::from_secs(2), "{took:?}");
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(world.bouncer.paused().await.is_empty(), "nor is it paused again");
-    // The leader goes and no other comes: held, and for as long as that.
+    // The leader goes and no other comes: held, and for as long as that. The way is to who comes next.
     world.take_back().await;
     world.announce().await;
     world.until_state(BouncerState::Paused).await;
     world.members[0].is_replica();
     world.store.put("/service/lab/leader", "pg2", None).await.unwrap();
-    world.until_ready_on("pg1").await;
+    world.until_ready_on("pg2").await;
     assert!(world.bouncer.paused().await.is_empty());
     agent.stop().await;
 }
@@ -271,4 +271,29 @@ async fn databases_that_were_loaded_ahead_go_back_where_the_key_does() {
     assert_eq!(world.bouncer.host_of("app").await, "127.1.0.1");
     assert_eq!(ask(&client).await.unwrap(), "pg1");
     agent.stop().await;
+}
+
+/// It goes on taking writes, and they are lost when the next one opens, which refuses them until then.
+#[tokio::test]
+async fn nothing_goes_back_to_a_deposed_primary_although_the_next_does_not_open_in_time() {
+    let mut world = World::new().await;
+    let agent = world.agent_that("", "switchover_hold = \"1s\"");
+    world.until_ready_on("pg1").await;
+    let client = world.bouncer.client().await;
+    assert_eq!(ask(&client).await.unwrap(), "pg1");
+    world.store.put("/service/lab/leader", "pg2", None).await.unwrap();
+    world.until_state(BouncerState::Paused).await;
+    assert_eq!(ask(&client).await.unwrap(), "pg2", "after the hold");
+    world.until_ready_on("pg2").await;
+    assert_eq!(world.registered().await.unwrap().timeline, None, "not promoted yet");
+    world.store.delete("/service/lab/leader", None).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(ask(&client).await.unwrap(), "pg2", "nor when nobody has the key");
+    world.store.put("/service/lab/leader", "pg1", None).await.unwrap();
+    world.until_ready_on("pg1").await;
+    assert_eq!(ask(&client).await.unwrap(), "pg1", "the key is back");
+    world.store.put("/service/lab/leader", "pg2", None).await.unwrap();
+    world.until_state(BouncerState::Paused).await;
+    agent.stop().await;
+    assert_eq!(ask(&client).await.unwrap(), "pg2", "nor when the agent ends");
 }
