@@ -101,7 +101,8 @@ impl Checks {
     ) -> ClusterAnswer {
         let chosen = choose(&round, leader);
         self.last.extend(round.into_iter().map(|(endpoint, health)| (endpoint, (health, now))));
-        let all = || self.last.values().map(|(health, _)| health);
+        let is_fresh = |at: &Instant| now.duration_since(*at) < self.hold;
+        let all = || self.last.values().filter(|(_, at)| is_fresh(at)).map(|(health, _)| health);
         let named =
             |fits: fn(&Health) -> bool| all().filter(move |health| fits(health)).map(|health| health.name.clone());
         let members = self.last.values().map(|(health, at)| {
@@ -115,7 +116,7 @@ impl Checks {
                 "replica"
             };
             member.insert("role".into(), role.into());
-            if now.duration_since(*at) >= self.hold {
+            if !is_fresh(at) {
                 member.insert("state".into(), "silent".into());
             }
             (health.name.clone(), member)
@@ -192,6 +193,23 @@ mod tests {
         let unlocked = |body: String| body.replace("\"timeline\"", "\"cluster_unlocked\":true,\"timeline\"");
         assert_eq!(checks.take([health(503, "pg2", unlocked)].into(), Some("pg1"), later).leader, None);
         assert_eq!(checks.take([health(503, "pg1", primary)].into(), Some("pg1"), later).leader, None, "its own word");
+    }
+
+    #[test]
+    fn what_a_silent_member_said_of_the_cluster_is_forgotten() {
+        let mut checks = Checks::new(Duration::from_secs(7));
+        let now = Instant::now();
+        let paused = |body: String| {
+            body.replace("\"sync_standby\"", "\"pause\":true,\"quorum_standby\"")
+                .replace("\"replica\"", "\"standby_leader\"")
+        };
+        let leader = || health(200, "pg1", primary);
+        let said =
+            |answer: ClusterAnswer| (answer.is_paused, answer.is_standby, answer.is_quorum, answer.sync_standbys.len());
+        assert_eq!(said(checks.take([leader(), health(503, "pg2", paused)].into(), None, now)), (true, true, true, 1));
+        let later = |seconds| now + Duration::from_secs(seconds);
+        assert_eq!(said(checks.take([leader()].into(), Some("pg1"), later(6))), (true, true, true, 1));
+        assert_eq!(said(checks.take([leader()].into(), Some("pg1"), later(7))), (false, false, false, 0));
     }
 
     #[test]
