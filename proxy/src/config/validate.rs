@@ -121,6 +121,11 @@ fn check_static(path: &str, fixed: &StaticConfig, tls: &TlsFiles, report: &mut R
     if tls.ca.is_none() && *tls != TlsFiles::default() {
         report.error(&format!("{path}.proof.tls"), "there is no ca", "the ca that turns TLS on");
     }
+    if tls.ca.is_none() && fixed.password.is_some() {
+        let problem = "the PostgreSQL password crosses the network in the clear if a server asks for it so, because \
+                       there is no proof.tls.ca";
+        report.warn(&format!("{path}.static"), problem);
+    }
 }
 
 fn check_pool(path: &str, pool: &Pool, config: &Config, report: &mut Report) {

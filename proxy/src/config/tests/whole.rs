@@ -307,11 +307,16 @@ fn a_secret_in_the_clear_is_a_warning() {
     let head = "[pool.p]\ncluster = \"c\"\nroute = \"fleet\"\n[listener.l]\nbind = \"127.0.0.1:1\"\npool = \"p\"\n[cluster.c]\nscope = \"main\"\n";
     let consul = format!("{head}consul = {{ endpoints = \"http://a\", token = \"x\" }}\n");
     let zookeeper = format!("{head}zookeeper = {{ hosts = \"a\", user = \"u\", password = \"x\" }}\n");
+    let head = head.replace("fleet", "node-local\"\naddress = \"conn-url").replace("scope = \"main\"\n", "");
+    let fixed = format!(
+        "{head}[cluster.c.static]\nuser = \"u\"\npassword = \"x\"\nmember = [{{ name = \"a\", address = \"a\" }}]\n"
+    );
     assert_eq!(
-        [warnings(&consul), warnings(&zookeeper)].concat(),
+        [warnings(&consul), warnings(&zookeeper), warnings(&fixed)].concat(),
         [
             "pgsplice.toml:9: warning: cluster.c.consul.endpoints: the Consul token crosses the network in the clear, because no endpoint is https",
             "pgsplice.toml:9: warning: cluster.c.zookeeper.hosts: the ZooKeeper password crosses the network in the clear, because there is no tls.ca",
+            "pgsplice.toml:9: warning: cluster.c.static: the PostgreSQL password crosses the network in the clear if a server asks for it so, because there is no proof.tls.ca",
         ]
     );
 }
@@ -410,7 +415,9 @@ fn what_is_read_is_what_is_written() {
     let folder = folder();
     let name = folder.path().join("pgsplice.toml").display().to_string();
     for text in FULL {
-        let (config, warnings) = Config::from_str_named(text, &name).unwrap();
+        // A password for PostgreSQL without it is a warning.
+        let text = text.replace("[cluster.c.static]", "[cluster.c.proof.tls]\nca = \"ca.pem\"\n[cluster.c.static]");
+        let (config, warnings) = Config::from_str_named(&text, &name).unwrap();
         assert!(warnings.is_empty(), "{warnings:?}");
         let written = write(&config);
         assert_eq!(Config::from_str_named(&written, &name).unwrap().0, config, "{written}");
