@@ -11,7 +11,7 @@ use super::proof::{Answer, Prober};
 use super::resolve::Resolver;
 use super::store::{self, StoreEvent};
 use super::truth::{Input, Now, Pace, Rules, Truth};
-use super::{ClusterView, StoreHealth};
+use super::{ClusterView, Floor, StoreHealth};
 use crate::config;
 
 /// A proof stands for this many intervals (and one timeout) of silence: a restart of Patroni is no failover.
@@ -82,6 +82,10 @@ impl Follower {
             tight_interval: TIGHT_INTERVAL,
             resolver: Resolver::default(),
         }
+    }
+
+    pub(super) fn after(self, floor: Option<Floor>) -> Self {
+        Self { truth: self.truth.after(floor), ..self }
     }
 
     pub(super) fn among_many(self) -> Self {

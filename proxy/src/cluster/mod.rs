@@ -41,6 +41,14 @@ pub fn watch(name: &str, config: &config::Cluster) -> ClusterHandle {
     begin(follow::Follower::new(name, config))
 }
 
+/// The same in place of a handle whose configuration was changed: nobody is opened below the floor it had.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub fn watch_on(name: &str, config: &config::Cluster, floor: Option<Floor>) -> ClusterHandle {
+    begin(follow::Follower::new(name, config).after(floor))
+}
+
 /// The same for one of a fleet's many agents, whose questions together must not hold up who is to answer them.
 ///
 /// # Panics

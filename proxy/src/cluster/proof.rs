@@ -45,6 +45,10 @@ pub enum Answer {
         /// that stands still.
         wal: Option<u64>,
     },
+    /// PostgreSQL lives, and has no connection or memory left to tell more.
+    Full {
+        why: String,
+    },
     Silent {
         why: String,
     },

@@ -69,7 +69,7 @@ impl Login {
         match said.await {
             Ok(messages) => read(&messages),
             Err(error) if error.code() == Some(&SqlState::CANNOT_CONNECT_NOW) => not_up(&error),
-            Err(error) => Answer::silent(super::http::cause(&error)),
+            Err(error) => untold(error.code(), super::http::cause(&error)),
         }
     }
 
@@ -114,9 +114,32 @@ fn answer(row: &SimpleQueryRow) -> Option<Answer> {
     }
 }
 
+/// Class 53 is what the server itself runs out of.
+fn untold(code: Option<&SqlState>, why: String) -> Answer {
+    match code {
+        Some(code) if code.code().starts_with("53") => Answer::Full { why },
+        _ => Answer::Silent { why },
+    }
+}
+
 /// It starts, stops, recovers from a crash, or is a standby that takes no sessions. Which one, its words do not tell in
 /// every language.
 fn not_up(error: &tokio_postgres::Error) -> Answer {
     let state = error.as_db_error().map_or_else(|| error.to_string(), |said| said.message().into());
     Answer::NotPrimary { role: UNKNOWN.into(), state, timeline: None, system_id: None, wal: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_without_a_free_connection_is_not_silent() {
+        let answer = |code: &SqlState| untold(Some(code), "why".into());
+        let why = || "why".to_owned();
+        assert_eq!(answer(&SqlState::TOO_MANY_CONNECTIONS), Answer::Full { why: why() });
+        assert_eq!(answer(&SqlState::OUT_OF_MEMORY), Answer::Full { why: why() });
+        assert_eq!(answer(&SqlState::INVALID_PASSWORD), Answer::Silent { why: why() });
+        assert_eq!(untold(None, why()), Answer::Silent { why: why() });
+    }
 }

@@ -21,6 +21,8 @@ pub struct ClusterView {
     pub leader_key: Option<String>,
     /// The member the primary pool is open to.
     pub primary: Option<Primary>,
+    /// Below which nobody is opened.
+    pub floor: Option<Floor>,
     /// Why `primary` is `None`, in words for an operator. Empty when it is open.
     pub closed_because: String,
     /// A planned move that may begin at any moment: nothing new is sent to the primary, agents pause their PgBouncer.
@@ -81,6 +83,17 @@ pub struct Primary {
     pub timeline: u32,
     /// When this member was opened.
     pub since: SystemTime,
+}
+
+/// The highest timeline that a leader has proved, and by whom it was proved last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Floor {
+    /// Of the cluster that was led. An unknown one is "".
+    pub system_id: String,
+    pub timeline: u32,
+    pub by: String,
+    /// The members alone told of it, as of a promotion after a leader known before: another may have been promoted as well.
+    pub seen_promoted: bool,
 }
 
 /// One Patroni member: its key and its own word.

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use thiserror::Error;
 
 use super::{Control, Lifecycle, Listener, Proxy};
-use crate::cluster;
+use crate::cluster::{self, ClusterHandle};
 use crate::config::{self, BackendConfig, BackendSource, Config, SpliceRoad};
 use crate::guard::GuardError;
 use crate::handover::take::TakeError;
@@ -190,9 +190,15 @@ impl Proxy {
     /// Cannot fail: what runs becomes what `new` says. Live sessions keep the pool and the backend they have.
     pub(super) async fn commit(self: &Arc<Self>, control: &mut Control, new: Config, mut prepared: Prepared) {
         let old = self.config.load_full();
+        let floor =
+            |(name, handle): (&String, &ClusterHandle)| Some((name.clone(), handle.view.borrow().floor.clone()?));
+        let mut floors: BTreeMap<_, _> = control.clusters.iter().filter_map(floor).collect();
         control.clusters.retain(|name, _| new.clusters.get(name) == old.clusters.get(name));
         for (name, cluster) in &new.clusters {
-            control.clusters.entry(name.clone()).or_insert_with(|| cluster::watch(name, cluster));
+            control
+                .clusters
+                .entry(name.clone())
+                .or_insert_with(|| cluster::watch_on(name, cluster, floors.remove(name)));
         }
         let views: BTreeMap<_, _> =
             control.clusters.iter().map(|(name, handle)| (name.clone(), handle.view.clone())).collect();

@@ -5,6 +5,7 @@
 
 mod changes;
 mod election;
+mod floor;
 mod pace;
 mod view;
 mod wal_clock;
@@ -19,10 +20,13 @@ use super::announce::{self, Notice};
 use super::patroni::{Keys, PatroniKeys};
 use super::proof::Answer;
 use super::resolve::HostPort;
-use super::{Bouncer, ClusterView, Primary, StoreHealth, Switchover};
+use super::{Bouncer, ClusterView, Floor, Primary, StoreHealth, Switchover};
 pub use pace::Pace;
 use wal_clock::WalClock;
 use word::{Proved, Word};
+
+/// By system identifier. An unknown one is "".
+type Floors = BTreeMap<String, Floor>;
 
 /// What is held true about one cluster.
 #[derive(Debug)]
@@ -40,8 +44,8 @@ pub struct Truth {
     /// What the leader had written, and when that was heard.
     wal_clock: WalClock,
     addresses: BTreeMap<HostPort, SocketAddr>,
-    /// By system identifier. An unknown one is "".
-    floors: BTreeMap<String, Floor>,
+    floors: Floors,
+    begun: Instant,
     /// The last `initialize` that was not empty, or without Patroni what most members say.
     system_id: String,
     open: Option<Primary>,
@@ -124,13 +128,6 @@ enum By {
     Members,
 }
 
-/// Highest timeline proved by a leader, and by whom it was proved last.
-#[derive(Clone, Debug, Default)]
-struct Floor {
-    timeline: u32,
-    by: String,
-}
-
 // === impl Truth ===
 
 impl Truth {
@@ -145,7 +142,8 @@ impl Truth {
             words: BTreeMap::new(),
             wal_clock: WalClock::default(),
             addresses: BTreeMap::new(),
-            floors: BTreeMap::new(),
+            floors: Floors::default(),
+            begun: now.mono,
             system_id: String::new(),
             open: None,
             once_open: BTreeMap::new(),
@@ -194,8 +192,9 @@ impl Truth {
             _ => None,
         };
         let lapses = self.words.values().filter_map(|word| Some(word.proved.as_ref()?.asked + self.rules.proof_hold));
-        // Without Patroni a member's role lapses like a proof.
+        // Without Patroni those that are silent from the beginning are waited for, and a member's role lapses like a proof.
         let heard = self.words.values().filter(|_| self.rules.members_alone).filter_map(|word| word.heard);
+        let heard = heard.chain(self.rules.members_alone.then_some(self.begun));
         let lapses = lapses.chain(heard.map(|at| at + self.rules.proof_hold));
         let announced = self.announced.as_ref().map(|(_, since)| *since + self.rules.switchover_hold);
         let scheduled = self.keys.failover.as_ref().and_then(announce::due);
@@ -269,21 +268,6 @@ impl Truth {
             self.wal_clock.heard(written, asked);
         }
         self.raise_floor(member, now);
-    }
-
-    /// A leader has proved a timeline: no lower one is opened from now on.
-    fn raise_floor(&mut self, member: &str, now: Now) {
-        let Named::Member { name, since, .. } = &self.named else { return };
-        if name != member {
-            return;
-        }
-        if let Some(proved) = self.standing_proof(member, now).filter(|proved| proved.asked >= *since) {
-            let timeline = proved.timeline;
-            let floor = self.floors.entry(self.system_id.clone()).or_default();
-            if timeline >= floor.timeline {
-                *floor = Floor { timeline, by: member.into() };
-            }
-        }
     }
 
     /// A proof that is neither too old nor from another database system.
@@ -362,33 +346,6 @@ impl Truth {
         let proved = self.standing_proof(name, now).ok_or_else(absent)?;
         self.not_below_another(name, proved, now)?;
         Ok((name.clone(), proved.timeline))
-    }
-
-    fn floor(&self) -> Floor {
-        self.floors.get(&self.system_id).cloned().unwrap_or_default()
-    }
-
-    fn not_below_another(&self, name: &str, proved: &Proved, now: Now) -> Result<(), String> {
-        let timeline = proved.timeline;
-        let floor = self.floor().timeline;
-        if timeline < floor {
-            return Err(format!(
-                "{name} proves timeline {timeline}, but a leader of this cluster has proved {floor} before: \
-                 if it was restored on purpose, restart pgsplice"
-            ));
-        }
-        if !matches!(self.store, StoreHealth::Unreachable { .. }) {
-            return Ok(());
-        }
-        let above = |other: &&String| {
-            *other != name && self.standing_proof(other, now).is_some_and(|theirs| theirs.timeline > timeline)
-        };
-        match self.words.keys().find(above) {
-            Some(other) => Err(format!(
-                "the store is away and {other} proves primary on a higher timeline than {name}'s {timeline}"
-            )),
-            None => Ok(()),
-        }
     }
 }
 

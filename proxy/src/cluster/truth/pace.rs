@@ -23,6 +23,10 @@ pub enum Pace {
 
 impl Truth {
     pub fn pace(&self, member: &str, now: Now) -> Pace {
+        // A connection may be free before its proof lapses.
+        if self.words.get(member).is_some_and(|word| word.is_full) && self.standing_proof(member, now).is_some() {
+            return Pace::Fast;
+        }
         if now.mono.saturating_duration_since(self.changed) > FAST_FOR {
             return Pace::Slow;
         }

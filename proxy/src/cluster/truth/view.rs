@@ -24,6 +24,7 @@ impl Truth {
             system_id: self.keys.initialize.clone(),
             leader_key: self.keys.leader.clone().filter(|_| !self.rules.members_alone),
             primary: self.open.clone(),
+            floor: self.floors.get(&self.system_id).cloned(),
             closed_because,
             switchover,
             sync: self.sync(),

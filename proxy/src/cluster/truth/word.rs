@@ -20,6 +20,8 @@ pub(super) struct Word {
     /// The system identifier it said last, and when its last word was asked for, silence left out.
     pub(super) system_id: Option<String>,
     pub(super) heard: Option<Instant>,
+    /// It is up, and has no connection left to say more.
+    pub(super) is_full: bool,
     /// What the view shows.
     pub(super) shown: Proof,
     /// Its WAL position as it said last, in bytes: written by a primary, replayed by others.
@@ -52,6 +54,7 @@ impl Word {
             self.heard = Some(asked);
             self.system_id = system_id.clone().or(self.system_id.take());
         }
+        self.is_full = matches!(answer, Answer::Full { .. });
         self.shown = match answer {
             Answer::Primary { timeline, system_id, wal } => {
                 self.wal = wal;
@@ -67,7 +70,7 @@ impl Word {
                 Proof::NotPrimary { role, state, timeline, at }
             }
             // Silence neither proves nor takes back: the last proof lapses by itself.
-            Answer::Silent { why } => {
+            Answer::Silent { why } | Answer::Full { why } => {
                 self.wal = None;
                 match &self.shown {
                     Proof::Silent { since, .. } => Proof::Silent { why, since: *since },
@@ -75,6 +78,11 @@ impl Word {
                 }
             }
         };
+    }
+
+    /// Whether it is known to be, or not to be, primary.
+    pub(super) fn has_told_role(&self) -> bool {
+        self.proved.is_some() || self.denied.as_ref().is_some_and(|denied| denied.role != UNKNOWN)
     }
 
     /// Role, state and timeline by its own word alone. Silence takes nothing back at first, as with a proof.
