@@ -230,6 +230,7 @@ impl Truth {
         if let Some(id) = self.keys.initialize.as_ref().filter(|id| **id != self.system_id) {
             if !self.system_id.is_empty() {
                 self.once_open.clear();
+                self.wal_clock = WalClock::default();
             }
             self.system_id = id.clone();
         }

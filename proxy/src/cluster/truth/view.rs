@@ -74,7 +74,8 @@ impl Truth {
             Named::Member { name, .. } => said(name),
             Named::Unknown | Named::Absent { .. } => None,
         };
-        let written = self.keys.optime.max(leader);
+        // One that is silent, or gone, had written at least what was heard: its replicas stay as far behind as that.
+        let written = self.keys.optime.max(leader.or_else(|| self.wal_clock.last()));
         let lag = written.zip(said(name).or(key.replayed)).map(|(written, replayed)| written.saturating_sub(replayed));
         let (role, state, timeline) = match self.words.get(name).filter(|_| self.rules.members_alone) {
             Some(word) => word.standing(now, self.rules.proof_hold),

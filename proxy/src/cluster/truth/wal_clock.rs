@@ -23,6 +23,11 @@ impl WalClock {
         self.0.push_back((written, at));
     }
 
+    /// The highest position heard.
+    pub(super) fn last(&self) -> Option<u64> {
+        self.0.back().map(|(written, _)| *written)
+    }
+
     /// How late somebody was who said then that he had replayed this much. `None` while nothing is known.
     pub(super) fn age(&self, replayed: u64, at: Instant) -> Option<Duration> {
         self.0.back()?;

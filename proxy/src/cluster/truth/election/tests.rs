@@ -41,6 +41,11 @@ impl World {
         self.answers(member, Answer::Full { why: "too many clients".into() });
     }
 
+    fn replayed(&mut self, member: &str, wal: u64) {
+        let (role, state, system_id) = ("replica".into(), "running".into(), Some("77".into()));
+        self.answers(member, Answer::NotPrimary { role, state, timeline: Some(1), system_id, wal: Some(wal) });
+    }
+
     fn is_cut(&self, member: &str) -> bool {
         self.view().cut.contains_key(member)
     }
@@ -187,6 +192,24 @@ fn two_that_were_promoted_together_get_nothing_until_one_of_them_is_gone() {
     assert_eq!(world.primary(), None);
     world.replica("pg3");
     assert_eq!(world.primary(), Some("pg2"));
+}
+
+#[test]
+fn replicas_of_a_leader_that_is_silent_are_as_far_behind_as_it_was_heard_to_be_ahead() {
+    let mut world = led();
+    let lag = |world: &World| world.view().members["pg2"].lag;
+    world.answers("pg1", Answer::Primary { timeline: 1, system_id: Some("77".into()), wal: Some(1500) });
+    world.replayed("pg2", 700);
+    assert_eq!(lag(&world), Some(800));
+    world.silent("pg1");
+    assert_eq!(lag(&world), Some(800));
+    world.pass(HOLD);
+    world.replayed("pg2", 900);
+    assert_eq!((world.primary(), lag(&world)), (None, Some(600)));
+    for member in ["pg1", "pg3"] {
+        world.of(member, "88");
+    }
+    assert_eq!(lag(&world), None, "of another database system");
 }
 
 #[test]
