@@ -110,13 +110,16 @@ fn reads_shun_who_lags(lab: &Lab, leader: &str) {
     lab.pgsplice(&["reload"]).unwrap();
     until("all replicas", SOON, || pool(&status(lab), "ro")["candidates"] == 3).unwrap();
 
-    lab.superuser_sql(lab.host(&late), "SELECT pg_wal_replay_pause()").unwrap();
+    // A replay that is merely paused is resumed by Patroni at its next look.
+    let startup = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'";
+    let startup = lab.superuser_sql(lab.host(&late), startup).unwrap();
+    lab.host(&late).run(["kill", "-STOP", &startup]).unwrap();
     lab.sql(lab.proxy(), FLEET_PORT, "CREATE TABLE filler AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)")
         .unwrap();
     until("the late one to leave the pool", SOON, || pool(&status(lab), "ro")["candidates"] == 2).unwrap();
     let text = lab.pgsplice(&["backends"]).unwrap();
     assert!(text.contains("bytes behind, the limit is 1048576"), "{text}");
-    lab.superuser_sql(lab.host(&late), "SELECT pg_wal_replay_resume()").unwrap();
+    lab.host(&late).run(["kill", "-CONT", &startup]).unwrap();
     until("it to come back", SOON, || pool(&status(lab), "ro")["candidates"] == 3).unwrap();
 }
 
