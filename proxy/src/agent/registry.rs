@@ -10,7 +10,7 @@ use crate::cluster::store::{self, Places, Registration};
 use crate::cluster::{Bouncer, BouncerState};
 
 /// How long taking the entry out of the registry may take at the end.
-const FAREWELL: Duration = Duration::from_secs(3);
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The entry in the store, once there is something to register.
 pub(super) struct Registry {
@@ -112,8 +112,16 @@ impl Agent {
         if self.hold.is_some() {
             let view = self.cluster.view.borrow().clone();
             let resuming = async {
-                let written = self.head_for_place(&view).await;
-                self.go_on(written).await
+                // A command that the end interrupted has taken its connection along.
+                for _ in 0..2 {
+                    let written = self.head_for_place(&view).await;
+                    match self.go_on(written).await {
+                        Ok(_) => return Ok(()),
+                        Err(why) => tracing::warn!(why, "PgBouncer cannot be brought to where the databases belong"),
+                    }
+                }
+                // Rather a place that may be wrong than a PgBouncer that nobody resumes.
+                self.resume().await
             };
             let resumed = tokio::time::timeout(FAREWELL, resuming).await;
             if let Err(why) = resumed.unwrap_or_else(|_| Err(format!("PgBouncer did not answer within {FAREWELL:?}"))) {
