@@ -13,7 +13,7 @@ use pgsplice::cluster::{self, ClusterView};
 use pgsplice::config::{self, ProofConfig, StaticConfig, StaticMember, StoreConfig, TlsFiles};
 use pgsplice_tests::{Certificate, postgres};
 use serde_json::Value;
-use xtask::lab::cluster::ADMIN_PASSWORD;
+use xtask::lab::cluster::{ADMIN_PASSWORD, postgres_server};
 use xtask::lab::{Host, Lab, LabSpec, Program, until};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -40,17 +40,7 @@ fn lab() -> Lab {
         let from = "host=/run/postgresql port=5432 user=postgres";
         let copy = ["pg_basebackup", "-D", &data, "-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", from];
         host.output_as("postgres", copy).unwrap();
-        let port = port.to_string();
-        let argv = ["/usr/lib/postgresql/17/bin/postgres", "-D", &data, "-p", &port, "-c", "listen_addresses=*"];
-        let argv = argv.into_iter().chain([
-            "-c",
-            "unix_socket_directories=/run/postgresql",
-            "-c",
-            "max_connections=200",
-            "-c",
-            "fsync=off",
-        ]);
-        host.spawn(Program::new(*name, argv).user("postgres")).unwrap();
+        host.spawn(postgres_server(name, &data, *port)).unwrap();
     }
     for (name, _) in &SERVERS[1..] {
         until(&format!("{name} to follow"), SOON, || sql(host, name, "SELECT 1").is_some()).unwrap();

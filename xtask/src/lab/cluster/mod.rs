@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 pub use patroni::Member;
+pub use single::server as postgres_server;
 pub use store::Store;
 
 use super::{Host, HostSpec, Net, NetSpec, Program, Service};

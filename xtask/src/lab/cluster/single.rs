@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::template::{self, render};
 use super::{Lab, NETWORK, program, ready, run_folder};
+use crate::lab::Program;
 
 const DATA: &str = "/var/lib/postgresql/17/lab";
 
@@ -17,22 +18,18 @@ pub fn start(lab: &Lab) -> Result<()> {
     let hba =
         format!("local all all peer\nhost all all {NETWORK}/24 scram-sha-256\nhost all all fd77::/64 scram-sha-256\n");
     host.write_private(format!("{DATA}/pg_hba.conf"), hba, "postgres")?;
-    let argv = [
-        "/usr/lib/postgresql/17/bin/postgres",
-        "-D",
-        DATA,
-        "-c",
-        "listen_addresses=*",
-        "-c",
-        "unix_socket_directories=/run/postgresql",
-        "-c",
-        "max_connections=200",
-        "-c",
-        "fsync=off",
-    ];
-    let service = host.spawn(program("postgres", &argv, "postgres"))?;
+    let service = host.spawn(server("postgres", DATA, 5432))?;
     ready(&service, Duration::from_secs(30), || lab.superuser_sql(host, "SELECT 1"))?;
     create_roles(lab, "pg1")
+}
+
+/// One that serves this data folder. Where a host runs several they share a folder for their sockets.
+pub fn server(name: &str, data: &str, port: u16) -> Program {
+    let settings =
+        ["listen_addresses=*", "unix_socket_directories=/run/postgresql", "max_connections=200", "fsync=off"];
+    let port = port.to_string();
+    let argv = ["/usr/lib/postgresql/17/bin/postgres", "-D", data, "-p", &port];
+    program(name, &[&argv[..], &settings.map(|setting| ["-c", setting]).concat()].concat(), "postgres")
 }
 
 /// The roles that every other file names, on the server that takes writes.
