@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use pgsplice::cluster::{self, ClusterHandle, ClusterView, StoreHealth};
 use pgsplice::config::{self, ProofConfig, RestConfig, StoreConfig, TlsFiles};
+use pgsplice_tests::local::Proxy;
 use pgsplice_tests::stores::{certificates, free_port};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -266,6 +267,42 @@ async fn with_the_store_away_behind_them_the_view_is_frozen_and_the_primary_stay
     members[0].is("primary", 1);
     all_read(&members, Some("pg1"), 1);
     until(&handle, "back", |view| !away(view) && open_to("pg1")(view)).await;
+}
+
+/// As after a restore: the same database system on a timeline that it had before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lower_timeline_is_refused_over_a_reload_and_a_takeover_until_a_restart() {
+    let members = three().await;
+    members[0].is("primary", 5);
+    all_read(&members, Some("pg1"), 5);
+    let endpoints: Vec<_> = members.iter().map(Member::endpoint).collect();
+    let config = |interval: &str| {
+        let cluster = format!("[cluster.lab]\nscope = \"lab\"\nrest.endpoints = {endpoints:?}\n");
+        let pool = "cluster = \"lab\"\nroute = \"node-local\"\naddress = \"conn-url\"\nprobe.kind = \"none\"";
+        format!("{cluster}proof.interval = \"{interval}\"\n{}", Proxy::config(&[], pool, ""))
+    };
+    let says = |proxy: &Proxy, what: &str| proxy.get("/v1/status")["clusters"][0][what].as_str().map(str::to_owned);
+    let is_open = |proxy: &Proxy| says(proxy, "primary").as_deref() == Some("pg1");
+    let is_refused = |proxy: &Proxy| {
+        !is_open(proxy)
+            && says(proxy, "closed_because").unwrap().contains("a leader of this cluster has proved 5 before")
+    };
+    let proxy = Proxy::start(&config("200ms"));
+    proxy.wait("pg1 to be open", is_open);
+    members[0].is("primary", 3);
+    all_read(&members, Some("pg1"), 3);
+    proxy.rewrite_config(&config("150ms"));
+    assert!(proxy.command(&["reload"]).0);
+    proxy.wait("the reloaded one to refuse", is_refused);
+    let next = proxy.successor("next", |mut command| {
+        command.arg("--takeover");
+        command
+    });
+    next.wait("the next process to answer", |next| next.get("/v1/status")["pid"] == next.pid());
+    next.wait("the next process to refuse", is_refused);
+    drop((proxy, next));
+    let fresh = Proxy::start(&config("150ms"));
+    fresh.wait("pg1 to be open for one that knows nothing", is_open);
 }
 
 #[tokio::test]

@@ -85,8 +85,8 @@ pub struct Primary {
     pub since: SystemTime,
 }
 
-/// The highest timeline that a leader has proved, and by whom it was proved last.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The highest timeline that a leader has proved, and by whom it was proved last. A process that takes over is told of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Floor {
     /// Of the cluster that was led. An unknown one is "".
     pub system_id: String,

@@ -37,13 +37,15 @@ async fn converse(
 ) -> Result<(), TalkError> {
     talk.expect(&Message::Begin, SET_UP_LIMIT).await?;
     let sockets = offer(proxy);
+    let mut floors = proxy.floors().await;
     let mut rest = &sockets[..];
     loop {
-        let (some, more) = rest.split_at(rest.len().min(fds::MOST));
-        rest = more;
+        let some;
+        (some, rest) = rest.split_at(rest.len().min(fds::MOST));
         let (names, descriptors): (Vec<Offered>, Vec<BorrowedFd<'_>>) =
             some.iter().map(|(name, socket)| (name.clone(), socket.as_fd())).unzip();
-        talk.say(&Message::Sockets { sockets: names, more: !rest.is_empty() }, &descriptors).await?;
+        let (more, floors) = (!rest.is_empty(), std::mem::take(&mut floors));
+        talk.say(&Message::Sockets { sockets: names, more, floors }, &descriptors).await?;
         if rest.is_empty() {
             break;
         }

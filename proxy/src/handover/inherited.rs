@@ -1,11 +1,14 @@
-//! The sockets a process begins with: the running process's in a takeover, or those that systemd kept.
+//! What a process begins with: the sockets of the running process in a takeover and what it knows of each cluster, or the
+//! sockets that systemd kept.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use socket2::Socket;
 
+use crate::cluster::Floor;
 use crate::session::listening::local_address;
 
 /// What is not taken out is closed when dropped.
@@ -16,6 +19,8 @@ pub struct Inherited {
     pub admin: Option<(PathBuf, OwnedFd)>,
     /// And its TCP socket, with the address it is bound to.
     pub http: Option<(SocketAddr, OwnedFd)>,
+    /// By cluster: below which nobody is opened.
+    pub floors: BTreeMap<String, Floor>,
 }
 
 /// A listening socket with the name of its listener, as far as whoever kept it knows.

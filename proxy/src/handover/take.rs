@@ -62,7 +62,10 @@ impl Takeover {
         let mut inherited = Inherited::default();
         loop {
             let (sockets, more, descriptors) = match self.talk.hear(ANSWER_LIMIT).await? {
-                (Message::Sockets { sockets, more }, descriptors) => (sockets, more, descriptors),
+                (Message::Sockets { sockets, more, floors }, descriptors) => {
+                    inherited.floors.extend(floors);
+                    (sockets, more, descriptors)
+                }
                 (other, _) => return Err(TalkError::Unexpected(format!("{other:?}")).into()),
             };
             if sockets.len() != descriptors.len() {

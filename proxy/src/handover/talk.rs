@@ -3,7 +3,7 @@
 //! ```text
 //! new → old   POST /v1/takeover, upgraded to this conversation
 //! new → old   Begin          HTTP is over: no descriptor can get lost in its buffers any more
-//! old → new   Sockets        every listening socket; both could accept from now on
+//! old → new   Sockets        every listening socket, and below which nobody is opened; both could accept from now on
 //! new → old   Kernel         the new process is set up but for what only one may hold
 //! old → new   Yours          the old one has let go of its pins
 //! new → old   Ready          the new one accepts
@@ -11,6 +11,7 @@
 //! ```
 //! Whoever does not go on closes the connection. Before `Ready` the old process then stays what it was.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,6 +23,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use super::fds;
+use crate::cluster::Floor;
 
 /// The name of the protocol in the `Upgrade` header.
 pub const PROTOCOL: &str = "pgsplice-takeover-1";
@@ -36,6 +38,9 @@ pub enum Message {
     Sockets {
         sockets: Vec<Offered>,
         more: bool,
+        /// By cluster. An older pgsplice says nothing of them.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        floors: BTreeMap<String, Floor>,
     },
     Kernel,
     Yours,
@@ -142,7 +147,7 @@ mod tests {
         let (ours, theirs) = (Talk::new(ours), Talk::new(theirs));
         let many: Vec<_> = (0..fds::MOST).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
         let names = (0..fds::MOST).map(|n| Offered::Listener(format!("{n} {}", "x".repeat(4000)))).collect();
-        let first = Message::Sockets { sockets: names, more: true };
+        let first = Message::Sockets { sockets: names, more: true, floors: BTreeMap::default() };
         let said = async {
             let borrowed: Vec<_> = many.iter().map(AsFd::as_fd).collect();
             ours.say(&first, &borrowed).await.unwrap();

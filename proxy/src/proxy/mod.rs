@@ -19,7 +19,7 @@ pub use listener::{Listener, ListenerCounters};
 pub use reload::{ApplyError, ReloadReport};
 
 use crate::admin::metrics::Metrics;
-use crate::cluster::{ClusterHandle, ClusterView};
+use crate::cluster::{ClusterHandle, ClusterView, Floor};
 use crate::config::{Config, Source};
 use crate::guard::Guard;
 use crate::handover::take::Takeover;
@@ -168,8 +168,20 @@ impl Proxy {
         self.registry.all()
     }
 
+    /// By cluster: below which nobody is opened.
+    pub async fn floors(&self) -> BTreeMap<String, Floor> {
+        self.control.lock().await.floors()
+    }
+
     /// How many sessions live; cheap.
     pub fn session_count(&self) -> usize {
         self.registry.len()
+    }
+}
+
+impl Control {
+    fn floors(&self) -> BTreeMap<String, Floor> {
+        let of = |(name, handle): (&String, &ClusterHandle)| Some((name.clone(), handle.view.borrow().floor.clone()?));
+        self.clusters.iter().filter_map(of).collect()
     }
 }

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use thiserror::Error;
 
 use super::{Control, Lifecycle, Listener, Proxy};
-use crate::cluster::{self, ClusterHandle};
+use crate::cluster::{self, Floor};
 use crate::config::{self, BackendConfig, BackendSource, Config, SpliceRoad};
 use crate::guard::GuardError;
 use crate::handover::take::TakeError;
@@ -57,6 +57,8 @@ pub(super) struct Prepared {
     pub resolved: BTreeMap<String, Vec<(BackendConfig, SocketAddr)>>,
     /// By listener: its addresses, bound.
     pub sockets: BTreeMap<String, Vec<Bound>>,
+    /// By cluster, of the process before this one.
+    pub floors: BTreeMap<String, Floor>,
 }
 
 impl Proxy {
@@ -114,7 +116,7 @@ impl Proxy {
 
     /// Everything that may fail: names resolved, new listening sockets bound.
     pub(super) async fn prepare(&self, config: &Config, inherited: &mut Inherited) -> Result<Prepared, ApplyError> {
-        let mut prepared = Prepared::default();
+        let mut prepared = Prepared { floors: std::mem::take(&mut inherited.floors), ..Prepared::default() };
         for (name, pool) in &config.pools {
             let BackendSource::Static(entries) = &pool.source else { continue };
             let mut resolved: Vec<(BackendConfig, SocketAddr)> = Vec::new();
@@ -190,9 +192,8 @@ impl Proxy {
     /// Cannot fail: what runs becomes what `new` says. Live sessions keep the pool and the backend they have.
     pub(super) async fn commit(self: &Arc<Self>, control: &mut Control, new: Config, mut prepared: Prepared) {
         let old = self.config.load_full();
-        let floor =
-            |(name, handle): (&String, &ClusterHandle)| Some((name.clone(), handle.view.borrow().floor.clone()?));
-        let mut floors: BTreeMap<_, _> = control.clusters.iter().filter_map(floor).collect();
+        let mut floors = std::mem::take(&mut prepared.floors);
+        floors.extend(control.floors());
         control.clusters.retain(|name, _| new.clusters.get(name) == old.clusters.get(name));
         for (name, cluster) in &new.clusters {
             control
