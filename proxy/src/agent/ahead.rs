@@ -40,7 +40,7 @@ impl Agent {
     /// Only within a hold in which everything is quiet: nobody gets to the new place before the hold ends. What ends it
     /// resumes there, or first brings the databases elsewhere.
     pub(super) async fn go_ahead(&mut self, view: &ClusterView, views: &mut watch::Receiver<Arc<ClusterView>>) {
-        if !matches!(self.cause(view), Some(Cause::Deposed { .. })) {
+        if !self.is_deposed(view) {
             return;
         }
         let written = self.head_for_place(view).await;

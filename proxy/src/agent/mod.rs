@@ -7,6 +7,7 @@ mod ahead;
 mod console;
 mod databases;
 mod hold;
+mod pause;
 mod registry;
 mod servers;
 
@@ -18,13 +19,14 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::cluster::resolve::HostPort;
-use crate::cluster::{self, ClusterHandle, ClusterView, Switchover};
+use crate::cluster::{self, ClusterHandle, ClusterView};
 use crate::config::agent::AgentConfig;
 
 use console::{Console, Database};
 pub use databases::MARKER;
 use databases::{DatabasesFile, Target};
 use hold::Hold;
+use pause::Cause;
 use registry::Registry;
 use servers::OldPrimaries;
 
@@ -39,6 +41,7 @@ struct Agent {
     cluster: ClusterHandle,
     /// What the databases should point to: the last open primary, kept while there is none.
     target: Option<Target>,
+    begun: Instant,
     /// Since when the target is wanted and not verified, to say how long a move took.
     wanted: Option<Instant>,
     /// PgBouncer is paused, or about to be.
@@ -53,15 +56,6 @@ struct Agent {
     /// Connections to old primaries are looked for until then.
     sweep_until: Option<Instant>,
     registry: Option<Registry>,
-}
-
-/// Why clients shall wait.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Cause {
-    /// The primary is about to leave.
-    Announced(Switchover),
-    /// The leader key names this member, which is not open yet. The old primary may go on taking writes.
-    Deposed { by: String },
 }
 
 /// Runs until `stop` completes, then takes the entry out of the registry.
@@ -112,6 +106,7 @@ impl Agent {
             console: Console::new(&config.pgbouncer),
             cluster: cluster::watch_among_many(&config.cluster_name, &config.cluster),
             target: None,
+            begun: Instant::now(),
             wanted: None,
             hold: Hold::left_behind(&config.pgbouncer.databases_file),
             ahead: None,
@@ -147,7 +142,7 @@ impl Agent {
                 let held = tokio::select! {
                     biased;
                     () = turned(&mut views, &view) => continue,
-                    held = self.hold_back(&view) => held,
+                    held = self.hold_back(self.is_deposed(&view)) => held,
                 };
                 let is_quiet = held == Ok(true);
                 self.report_hold(held);
@@ -181,81 +176,6 @@ impl Agent {
             self.target = Some(target);
             self.wanted = Some(Instant::now());
         }
-    }
-
-    /// Why nothing may go to where the databases point.
-    fn cause(&self, view: &ClusterView) -> Option<Cause> {
-        let leader = &self.target.as_ref()?.leader;
-        if let Some(by) = view.leader_key.as_ref().filter(|by| *by != leader && view.cut.contains_key(leader)) {
-            return Some(Cause::Deposed { by: by.clone() });
-        }
-        view.switchover.clone().filter(|announced| announced.from == *leader).map(Cause::Announced)
-    }
-
-    /// Whether clients shall wait: from the announcement of a switchover, or from the moment the primary is deposed,
-    /// until one is open, and no longer than `switchover_hold` if there is a place to go on at.
-    fn must_hold(&mut self, view: &ClusterView) -> bool {
-        let cause = self.cause(view);
-        if self.spent != cause {
-            self.spent = None;
-        }
-        let is_lost = matches!(cause, Some(Cause::Deposed { .. })) && self.place(view).is_none();
-        match (&self.hold, cause) {
-            (None, None) => false,
-            (None, Some(cause)) => self.spent.as_ref() != Some(&cause),
-            (Some(hold), cause) if !is_lost && hold.since.elapsed() >= self.config.cluster.switchover_hold => {
-                let limit = self.config.cluster.switchover_hold;
-                if cause.is_none() || self.spent != cause {
-                    tracing::warn!(?limit, "no primary was open within the time to wait for it: resuming");
-                }
-                self.spent = cause;
-                false
-            }
-            (Some(_), Some(_)) => true,
-            // Patroni takes its announcement back as soon as the candidate holds the key, before it is writable.
-            (Some(_), None) => view.primary.is_none(),
-        }
-    }
-
-    /// Pauses what leads to the primary. True once no transaction is under way any more: they are waited for while it
-    /// leads, and ended once it does not.
-    async fn hold_back(&mut self, view: &ClusterView) -> Result<bool, String> {
-        let is_deposed = matches!(self.cause(view), Some(Cause::Deposed { .. }));
-        let running = self.console.databases().await.map_err(|error| error.to_string())?;
-        let pgbouncer = &self.config.pgbouncer;
-        let hold = self.hold.get_or_insert_with(|| {
-            tracing::info!(deposed = is_deposed, "the primary changes: pausing");
-            Hold::begin(&pgbouncer.databases_file)
-        });
-        hold.is_deposed |= is_deposed;
-        let limit = self.config.cluster.switchover_hold;
-        let is_ours = |one: &&Database| self.ahead.iter().chain(&self.target).any(|place| self.file.owns(one, place));
-        // One that is paused already is somebody else's to resume.
-        let more = running.iter().filter(|one| one.halted.is_none()).filter(is_ours);
-        let more = more.map(|one| one.name.clone()).collect();
-        hold.pause(more, || Console::patient(pgbouncer, limit)).map_err(|error| error.to_string())?;
-        if is_deposed {
-            let ended = servers::end(&mut self.console, hold.databases()).await.map_err(|error| error.to_string())?;
-            if ended > 0 {
-                tracing::warn!(ended, "connections to a deposed primary were ended");
-            }
-        }
-        match tokio::time::timeout(pgbouncer.check_interval, hold.quiet(&mut self.console)).await {
-            Ok(quiet) => quiet.map(|()| true),
-            Err(_) => Ok(false),
-        }
-    }
-
-    /// Ends what [`Self::hold_back`] began, if anything.
-    async fn resume(&mut self) -> Result<(), String> {
-        let Some(hold) = &mut self.hold else { return Ok(()) };
-        if let Ok(waited) = self.console.longest_wait(hold.databases()).await {
-            self.waited = Some(waited);
-        }
-        hold.resume(&mut self.console).await?;
-        tracing::info!(held = ?hold.since.elapsed(), longest_wait = ?self.waited, "resumed");
-        self.hold = None;
-        Ok(())
     }
 
     async fn write_file(&self, target: Option<Target>) -> Result<Option<Target>, String> {

@@ -12,6 +12,9 @@ use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 /// PgBouncer refuses to run as root.
 const NOBODY: u32 = 65534;
 
+/// A line that no configuration may have.
+const FAULT: &str = "[broken\n";
+
 pub struct PgBouncer {
     pub port: u16,
     folder: TempDir,
@@ -37,7 +40,7 @@ impl PgBouncer {
         bouncer
     }
 
-    pub fn main_file(&self) -> PathBuf {
+    fn main_file(&self) -> PathBuf {
         self.folder.path().join("pgbouncer.ini")
     }
 
@@ -86,6 +89,17 @@ impl PgBouncer {
             assert!(Instant::now() < deadline, "pgbouncer does not start: {}", log());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// From now on it refuses what RELOAD reads. What stands before a fault is loaded all the same: the fault comes first.
+    pub fn break_config(&self) {
+        let good = std::fs::read_to_string(self.main_file()).unwrap();
+        std::fs::write(self.main_file(), format!("{FAULT}{good}")).unwrap();
+    }
+
+    pub fn mend_config(&self) {
+        let broken = std::fs::read_to_string(self.main_file()).unwrap();
+        std::fs::write(self.main_file(), broken.replace(FAULT, "")).unwrap();
     }
 
     pub fn freeze(&self) {

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bouncer;
+mod held;
 mod server;
 mod switchover;
 
@@ -243,13 +244,10 @@ async fn a_dead_pgbouncer_is_failed_and_one_that_comes_back_follows() {
 #[tokio::test]
 async fn a_pgbouncer_that_refuses_the_file_is_failed() {
     let mut world = World::new().await;
-    let main = world.bouncer.main_file();
-    let good = std::fs::read_to_string(&main).unwrap();
-    // What stands before the fault is loaded all the same: put it first.
-    std::fs::write(&main, format!("[broken\n{good}")).unwrap();
+    world.bouncer.break_config();
     let agent = world.agent();
     world.until("refused", |b| b.is_some_and(|b| b.reason.contains("after RELOAD"))).await;
-    std::fs::write(&main, good).unwrap();
+    world.bouncer.mend_config();
     world.until_ready_on("pg1").await;
     agent.stop().await;
 }

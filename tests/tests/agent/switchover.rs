@@ -34,13 +34,13 @@ impl World {
         }
     }
 
-    async fn until_state(&mut self, state: BouncerState) {
+    pub async fn until_state(&mut self, state: BouncerState) {
         self.until(&format!("{state:?}"), |bouncer| bouncer.is_some_and(|bouncer| bouncer.state == state)).await;
     }
 }
 
 /// Who answers.
-async fn ask(client: &Client) -> Result<String, tokio_postgres::Error> {
+pub async fn ask(client: &Client) -> Result<String, tokio_postgres::Error> {
     let answer = client.simple_query("SELECT who").await?;
     let row = answer.into_iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),

@@ -1,0 +1,103 @@
+//! When clients wait instead of going to the primary, and until when.
+
+use super::console::{Console, Database};
+use super::hold::Hold;
+use super::{Agent, servers};
+use crate::cluster::{ClusterView, Switchover};
+
+/// Why clients shall wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// The primary is about to leave.
+    Announced(Switchover),
+    /// The leader key names this member, which is not open yet. The old primary may go on taking writes.
+    Deposed { by: String },
+}
+
+impl Agent {
+    /// Why nothing may go to where the databases point.
+    pub(super) fn cause(&self, view: &ClusterView) -> Option<Cause> {
+        let leader = &self.target.as_ref()?.leader;
+        if let Some(by) = view.leader_key.as_ref().filter(|by| *by != leader && view.cut.contains_key(leader)) {
+            return Some(Cause::Deposed { by: by.clone() });
+        }
+        view.switchover.clone().filter(|announced| announced.from == *leader).map(Cause::Announced)
+    }
+
+    pub(super) fn is_deposed(&self, view: &ClusterView) -> bool {
+        matches!(self.cause(view), Some(Cause::Deposed { .. }))
+    }
+
+    /// Whether clients shall wait: from the announcement of a switchover, or from the moment the primary is deposed,
+    /// until one is open, and no longer than `switchover_hold` if there is a place to go on at.
+    pub(super) fn must_hold(&mut self, view: &ClusterView) -> bool {
+        let cause = self.cause(view);
+        if self.spent != cause {
+            self.spent = None;
+        }
+        let is_lost = self.is_deposed(view) && self.place(view).is_none();
+        let limit = self.config.cluster.switchover_hold;
+        match (&self.hold, cause) {
+            (None, None) => false,
+            (None, Some(cause)) => self.spent.as_ref() != Some(&cause),
+            (Some(_), None) if view.primary.is_some() => false,
+            // What an agent before this one held: where it belongs is not known before the store has said who leads.
+            (Some(_), None) if self.is_new_here(view) && self.begun.elapsed() < limit => true,
+            (Some(hold), cause) if !is_lost && hold.since.elapsed() >= limit => {
+                if self.spent != cause || cause.is_none() && !hold.is_deposed {
+                    tracing::warn!(?limit, "no primary was open within the time to wait for it: resuming");
+                }
+                self.spent = cause;
+                false
+            }
+            // Patroni takes its announcement back as soon as the candidate holds the key, before it is writable.
+            (Some(_), _) => true,
+        }
+    }
+
+    /// No primary was open since the agent began, and nobody is named.
+    fn is_new_here(&self, view: &ClusterView) -> bool {
+        self.target.is_none() && self.place(view).is_none()
+    }
+
+    /// Pauses what leads to the primary. True once no transaction is under way any more: they are waited for while it
+    /// leads, and ended once it is deposed.
+    pub(super) async fn hold_back(&mut self, is_deposed: bool) -> Result<bool, String> {
+        let running = self.console.databases().await.map_err(|error| error.to_string())?;
+        let pgbouncer = &self.config.pgbouncer;
+        let hold = self.hold.get_or_insert_with(|| {
+            tracing::info!(deposed = is_deposed, "the primary changes: pausing");
+            Hold::begin(&pgbouncer.databases_file)
+        });
+        hold.is_deposed |= is_deposed;
+        let limit = self.config.cluster.switchover_hold;
+        let places = || self.ahead.iter().chain(&self.target);
+        let is_ours = |one: &&Database| places().any(|place| self.file.owns(one, place));
+        // One that is paused already is somebody else's to resume.
+        let more = running.iter().filter(|one| one.halted.is_none()).filter(is_ours);
+        let more = more.map(|one| one.name.clone()).collect();
+        hold.pause(more, || Console::patient(pgbouncer, limit)).map_err(|error| error.to_string())?;
+        if is_deposed {
+            let ended = servers::end(&mut self.console, hold.databases()).await.map_err(|error| error.to_string())?;
+            if ended > 0 {
+                tracing::warn!(ended, "connections to a deposed primary were ended");
+            }
+        }
+        match tokio::time::timeout(pgbouncer.check_interval, hold.quiet(&mut self.console)).await {
+            Ok(quiet) => quiet.map(|()| true),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Ends what [`Self::hold_back`] began, if anything.
+    pub(super) async fn resume(&mut self) -> Result<(), String> {
+        let Some(hold) = &mut self.hold else { return Ok(()) };
+        if let Ok(waited) = self.console.longest_wait(hold.databases()).await {
+            self.waited = Some(waited);
+        }
+        hold.resume(&mut self.console).await?;
+        tracing::info!(held = ?hold.since.elapsed(), longest_wait = ?self.waited, "resumed");
+        self.hold = None;
+        Ok(())
+    }
+}

@@ -1,0 +1,101 @@
+//! A PgBouncer that is held, and an agent that ends, begins, or cannot bring it away.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use pgsplice::cluster::BouncerState;
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, Error};
+
+use super::World;
+use super::switchover::ask;
+
+impl World {
+    /// The key moves, and the old primary goes on taking writes: only its Patroni died.
+    async fn depose(&mut self) {
+        self.store.put("/service/lab/leader", "pg2", None).await.unwrap();
+    }
+
+    /// Asks and is to wait.
+    async fn waiting(&self, client: Client) -> JoinHandle<Result<String, Error>> {
+        let waiting = tokio::spawn(async move { ask(&client).await });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(!waiting.is_finished(), "it waits");
+        waiting
+    }
+}
+
+#[tokio::test]
+async fn a_pgbouncer_that_cannot_be_brought_away_is_not_left_paused_by_an_agent_that_ends() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    world.until_ready_on("pg1").await;
+    let client = world.bouncer.client().await;
+    world.bouncer.break_config();
+    world.depose().await;
+    world.until_state(BouncerState::Paused).await;
+    let waiting = world.waiting(client).await;
+    agent.stop().await;
+    assert!(world.bouncer.paused().await.is_empty());
+    assert_eq!(waiting.await.unwrap().unwrap(), "pg1");
+}
+
+#[tokio::test]
+async fn an_agent_that_ends_tries_once_more_to_bring_pgbouncer_away() {
+    let mut world = World::new().await;
+    let agent = world.agent_with("timeout = \"500ms\"");
+    world.until_ready_on("pg1").await;
+    let client = world.bouncer.client().await;
+    world.bouncer.break_config();
+    world.depose().await;
+    world.until_state(BouncerState::Paused).await;
+    // The first try fails because it hangs. Until the second one nothing was loaded of the next place.
+    world.bouncer.freeze();
+    world.bouncer.mend_config();
+    let thaw = async {
+        tokio::time::sleep(Duration::from_millis(800)).await;
+        world.bouncer.thaw();
+    };
+    tokio::join!(agent.stop(), thaw);
+    assert!(world.bouncer.paused().await.is_empty());
+    assert_eq!(ask(&client).await.unwrap(), "pg2");
+}
+
+/// It was held for so long that it would be resumed, but the agent that finds it does not know yet where it belongs.
+#[tokio::test]
+async fn an_old_hold_is_not_ended_before_the_store_has_said_who_leads_and_not_kept_for_ever() {
+    let mut world = World::new().await;
+    let hold = "switchover_hold = \"4s\"";
+    let agent = world.agent_that("", hold);
+    world.until_ready_on("pg1").await;
+    let (first, second) = (world.bouncer.client().await, world.bouncer.client().await);
+    assert_eq!(ask(&first).await.unwrap(), "pg1");
+    agent.stop().await;
+    world.members[1].is_primary(2);
+    world.depose().await;
+    let note = format!("{}.paused", world.bouncer.databases_file().display());
+    let leave_paused = async || {
+        world.bouncer.console("PAUSE app").await;
+        std::fs::write(&note, "app\n").unwrap();
+        let file = std::fs::File::options().write(true).open(&note).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
+    };
+
+    leave_paused().await;
+    world.etcd.kill(0);
+    let begun = Instant::now();
+    let agent = world.agent_that("", hold);
+    let waiting = world.waiting(first).await;
+    assert_eq!(waiting.await.unwrap().unwrap(), "pg1", "where the file points, for want of anything better");
+    let held = begun.elapsed();
+    assert!(held > Duration::from_secs(3) && held < Duration::from_secs(6), "{held:?}");
+    agent.kill().await;
+
+    leave_paused().await;
+    let agent = world.agent_that("", hold);
+    let waiting = world.waiting(second).await;
+    world.etcd.restart(0);
+    world.store = world.etcd.client().await;
+    assert_eq!(waiting.await.unwrap().unwrap(), "pg2");
+    world.until_ready_on("pg2").await;
+    agent.stop().await;
+}
