@@ -39,6 +39,15 @@ pub(super) struct WriteError {
     source: io::Error,
 }
 
+// === impl Target ===
+
+impl Target {
+    /// Whether a database that PgBouncer shows leads there.
+    pub(super) fn is_where(&self, database: &Database) -> bool {
+        database.host == self.host && database.port == self.port.to_string()
+    }
+}
+
 // === impl DatabasesFile ===
 
 impl DatabasesFile {
@@ -52,9 +61,7 @@ impl DatabasesFile {
 
     /// Whether a database that PgBouncer shows is one of this file's; `*` stands for all that lead where it leads.
     pub(super) fn owns(&self, database: &Database, target: &Target) -> bool {
-        let of_star = || {
-            database.host == target.host && database.port == target.port.to_string() && self.entries.contains_key("*")
-        };
+        let of_star = || target.is_where(database) && self.entries.contains_key("*");
         database.name != MARKER && (self.entries.contains_key(&database.name) || of_star())
     }
 
@@ -99,12 +106,11 @@ impl DatabasesFile {
 
     /// How what PgBouncer has loaded differs from the file for `target`.
     pub(super) fn problem(&self, running: &[Database], target: &Target) -> Option<String> {
-        let port = target.port.to_string();
         for name in self.entries.keys().map(String::as_str).filter(|name| *name != "*").chain([MARKER]) {
             let Some(database) = running.iter().find(|database| database.name == name) else {
                 return Some(format!("database {name} is not there"));
             };
-            if database.host != target.host || database.port != port {
+            if !target.is_where(database) {
                 let (host, port) = (&database.host, &database.port);
                 return Some(format!("database {name} points to {host}:{port}, not {}:{}", target.host, target.port));
             }

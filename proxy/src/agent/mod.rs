@@ -41,6 +41,8 @@ struct Agent {
     cluster: ClusterHandle,
     /// What the databases should point to: the last open primary, kept while there is none.
     target: Option<Target>,
+    /// What PgBouncer was last seen to run of the file.
+    loaded: Option<Target>,
     begun: Instant,
     /// Since when the target is wanted and not verified, to say how long a move took.
     wanted: Option<Instant>,
@@ -106,6 +108,7 @@ impl Agent {
             console: Console::new(&config.pgbouncer),
             cluster: cluster::watch_among_many(&config.cluster_name, &config.cluster),
             target: None,
+            loaded: None,
             begun: Instant::now(),
             wanted: None,
             hold: Hold::left_behind(&config.pgbouncer.databases_file),
@@ -158,7 +161,15 @@ impl Agent {
                 outcome = self.settle(written, &view) => outcome,
                 () = moved_on(&mut views, &view) => continue,
             };
+            let is_stuck = outcome.is_err();
             self.report(outcome);
+            if is_stuck {
+                tokio::select! {
+                    biased;
+                    () = moved_on(&mut views, &view) => {}
+                    () = self.keep_from_deposed(&view) => {}
+                }
+            }
         }
     }
 
@@ -234,13 +245,17 @@ impl Agent {
     /// Has PgBouncer read the file, unless it runs what stands there. Whether it had to.
     async fn load(&mut self, running: &[Database], target: &Target) -> Result<bool, String> {
         if self.file.problem(running, target).is_none() {
+            self.loaded = Some(target.clone());
             return Ok(false);
         }
         self.console.command("RELOAD").await.map_err(|error| error.to_string())?;
         let running = self.console.databases().await.map_err(|error| error.to_string())?;
         match self.file.problem(&running, target) {
             Some(problem) => Err(format!("after RELOAD {problem}: see PgBouncer's log for why it refused the file")),
-            None => Ok(true),
+            None => {
+                self.loaded = Some(target.clone());
+                Ok(true)
+            }
         }
     }
 

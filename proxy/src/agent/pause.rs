@@ -1,9 +1,10 @@
 //! When clients wait instead of going to the primary, and until when.
 
 use super::console::{Console, Database};
+use super::databases::Target;
 use super::hold::Hold;
-use super::{Agent, servers};
-use crate::cluster::{ClusterView, Switchover};
+use super::{Agent, servers, target_at};
+use crate::cluster::{ClusterView, Proof, Switchover};
 
 /// Why clients shall wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +72,7 @@ impl Agent {
         });
         hold.is_deposed |= is_deposed;
         let limit = self.config.cluster.switchover_hold;
-        let places = || self.ahead.iter().chain(&self.target);
+        let places = || self.ahead.iter().chain(&self.target).chain(&self.loaded);
         let is_ours = |one: &&Database| places().any(|place| self.file.owns(one, place));
         // One that is paused already is somebody else's to resume.
         let more = running.iter().filter(|one| one.halted.is_none()).filter(is_ours);
@@ -87,6 +88,31 @@ impl Agent {
             Ok(quiet) => quiet.map(|()| true),
             Err(_) => Ok(false),
         }
+    }
+
+    /// Where PgBouncer cannot be brought to whoever leads now, and leads to one that is deposed and may go on taking
+    /// writes, clients wait.
+    pub(super) async fn keep_from_deposed(&mut self, view: &ClusterView) {
+        let Ok(running) = self.console.databases().await else { return };
+        let Some(deposed) = self.deposed_place(&running, view) else { return };
+        self.loaded = Some(deposed);
+        if let Err(why) = self.hold_back(true).await {
+            tracing::warn!(why, "clients go on at a deposed primary");
+        }
+    }
+
+    /// Where these databases lead, if that is no more the right place for writes and may still take them.
+    fn deposed_place(&self, running: &[Database], view: &ClusterView) -> Option<Target> {
+        let says_no =
+            |name: &str| view.members.get(name).is_some_and(|member| matches!(member.proof, Proof::NotPrimary { .. }));
+        let deposed = view.cut.keys().filter(|name| !says_no(name));
+        let places = deposed.filter_map(|name| {
+            // The member key of a dead one goes.
+            target_at(view, name, None).or_else(|| self.loaded.clone().filter(|loaded| loaded.leader == *name))
+        });
+        let wanted = self.target.as_ref().map(|target| (&target.host, target.port));
+        let mut places = places.filter(|place| wanted != Some((&place.host, place.port)));
+        places.find(|place| running.iter().any(|one| self.file.owns(one, place) && place.is_where(one)))
     }
 
     /// Ends what [`Self::hold_back`] began, if anything.

@@ -15,6 +15,14 @@ impl World {
         self.store.put("/service/lab/leader", "pg2", None).await.unwrap();
     }
 
+    async fn until_paused(&self) {
+        let begun = Instant::now();
+        while self.bouncer.paused().await != ["app"] {
+            assert!(begun.elapsed() < Duration::from_secs(5), "app was never paused");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Asks and is to wait.
     async fn waiting(&self, client: Client) -> JoinHandle<Result<String, Error>> {
         let waiting = tokio::spawn(async move { ask(&client).await });
@@ -95,6 +103,52 @@ async fn an_old_hold_is_not_ended_before_the_store_has_said_who_leads_and_not_ke
     let waiting = world.waiting(second).await;
     world.etcd.restart(0);
     world.store = world.etcd.client().await;
+    assert_eq!(waiting.await.unwrap().unwrap(), "pg2");
+    world.until_ready_on("pg2").await;
+    agent.stop().await;
+}
+
+/// Nobody was there to pause it when the key moved.
+#[tokio::test]
+async fn clients_wait_rather_than_stay_at_a_deposed_primary_if_the_new_agents_file_is_refused() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    world.until_ready_on("pg1").await;
+    let client = world.bouncer.client().await;
+    assert_eq!(ask(&client).await.unwrap(), "pg1");
+    agent.stop().await;
+    world.bouncer.break_config();
+    world.members[1].is_primary(2);
+    world.depose().await;
+    let agent = world.agent();
+    world.until_paused().await;
+    let waiting = world.waiting(client).await;
+    world.until("refused", |b| b.is_some_and(|b| b.reason.contains("after RELOAD"))).await;
+    world.bouncer.mend_config();
+    assert_eq!(waiting.await.unwrap().unwrap(), "pg2");
+    world.until_ready_on("pg2").await;
+    agent.stop().await;
+}
+
+/// The console hangs from before the key moves until the next primary is open; the old one's member key is gone by then.
+#[tokio::test]
+async fn clients_wait_rather_than_stay_at_a_deposed_primary_if_the_move_was_missed_and_the_file_is_refused() {
+    let mut world = World::new().await;
+    let agent = world.agent_with("timeout = \"10s\"");
+    world.until_ready_on("pg1").await;
+    let client = world.bouncer.client().await;
+    assert_eq!(ask(&client).await.unwrap(), "pg1");
+    world.bouncer.break_config();
+    world.bouncer.freeze();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    world.store.delete("/service/lab/members/pg1", None).await.unwrap();
+    world.members[1].is_primary(2);
+    world.depose().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.bouncer.thaw();
+    world.until_paused().await;
+    let waiting = world.waiting(client).await;
+    world.bouncer.mend_config();
     assert_eq!(waiting.await.unwrap().unwrap(), "pg2");
     world.until_ready_on("pg2").await;
     agent.stop().await;
