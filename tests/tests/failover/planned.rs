@@ -1,37 +1,13 @@
 //! `pgsplice switchover` on the whole data centre: what pgbench notices of it, and what is left when Patroni refuses.
 
-// A test stops at the first thing that goes wrong.
-#![allow(clippy::unwrap_used)]
-
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use xtask::lab::Lab;
 use xtask::lab::cluster::FLEET_PORT;
-use xtask::lab::{Lab, LabSpec, until};
 
-const SOON: Duration = Duration::from_secs(30);
-
-fn status(lab: &Lab) -> Value {
-    serde_json::from_str(&lab.pgsplice(&["status", "--json"]).unwrap()).unwrap()
-}
-
-fn until_whole(lab: &Lab) -> String {
-    let whole = || {
-        let status = status(lab);
-        let rw = status["pools"].as_array().unwrap().iter().find(|pool| pool["name"] == "rw").unwrap().clone();
-        let members = lab.members().unwrap_or_default();
-        let follow = members.iter().filter(|member| member.state == "streaming").count();
-        rw["candidates"] == 3 && follow == 2
-    };
-    until("the fleet and the replicas", SOON, whole).unwrap();
-    status(lab)["clusters"][0]["primary"].as_str().unwrap().to_owned()
-}
-
-fn other_than(lab: &Lab, leader: &str) -> String {
-    let members = lab.members().unwrap();
-    members.into_iter().find(|member| member.name != leader && member.state == "streaming").unwrap().name
-}
+use super::{calm, other_than, until_whole};
 
 fn pgbench(lab: &Lab, seconds: u32) -> Child {
     let conninfo = lab.conninfo(lab.proxy(), FLEET_PORT);
@@ -42,8 +18,7 @@ fn pgbench(lab: &Lab, seconds: u32) -> Child {
 
 #[test]
 fn a_planned_move_is_a_wait_and_no_failed_transaction_and_a_refused_one_changes_nothing() {
-    let lab = Lab::up(&LabSpec::full(format!("so{:x}", std::process::id())), |_, _| ()).unwrap();
-    let old = until_whole(&lab);
+    let (lab, old) = calm();
     lab.client().run(["pgbench", "-q", "-i", &lab.conninfo(lab.proxy(), FLEET_PORT)]).unwrap();
     let load = pgbench(&lab, 12);
     std::thread::sleep(Duration::from_secs(2));
