@@ -5,6 +5,7 @@
 
 mod dcs;
 mod deaths;
+mod paused;
 mod planned;
 mod sessions;
 
