@@ -9,6 +9,7 @@ pub mod callbacks;
 pub mod certificate;
 pub mod local;
 pub mod member;
+pub mod patroni;
 pub mod postgres;
 pub mod proxy;
 pub mod raw;

@@ -36,7 +36,7 @@ impl Fleet {
     fn up(peering: bool) -> Result<Self> {
         let spec = LabSpec { peering, proxy: Proxy::None, ..LabSpec::static_fleet(unique_id()) };
         let lab = Lab::up(&spec, |_, _| {})?;
-        bouncer::serve_tls(&lab, &Certificate::make(lab.host("pg1"), lab.proxy())?)?;
+        bouncer::serve_tls(&lab, &Certificate::make(lab.host("pg1"), &[lab.proxy()])?)?;
         // It names each cancel request it took.
         bouncer::set(&lab, &[("log_disconnections", "1")])?;
         let config = |port| {

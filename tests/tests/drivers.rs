@@ -63,7 +63,7 @@ impl Fleet {
         let spec = LabSpec { pool_mode: "session", proxy: Proxy::None, ..LabSpec::static_fleet(unique_id()) };
         let lab = Lab::up(&spec, |_, _| {})?;
         // It names pgsplice's host: clients that verify it prove that TLS goes through pgsplice untouched.
-        let certificate = Certificate::make(lab.host("pg1"), lab.proxy())?;
+        let certificate = Certificate::make(lab.host("pg1"), &[lab.proxy()])?;
         bouncer::serve_tls(&lab, &certificate)?;
         postgres::serve_tls(&lab, &certificate)?;
         postgres::trust(&lab, &["app"])?;

@@ -180,8 +180,8 @@ fn writes_go_to_whoever_was_promoted_last_and_reads_to_those_who_keep_up() {
 /// The first alone, from here: it needs no more servers.
 fn over_tls_and_with_the_wrong_password(lab: &Lab) {
     let host = lab.host("pg1");
-    let certificate = Certificate::make(lab.client(), host).unwrap();
-    let another = Certificate::make(lab.client(), host).unwrap();
+    let certificate = Certificate::make(lab.client(), &[host]).unwrap();
+    let another = Certificate::make(lab.client(), &[host]).unwrap();
     postgres::serve_tls(lab, &certificate).unwrap();
     let path = lab.superuser_sql(host, "SHOW hba_file").unwrap();
     let rules = format!("hostnossl all pgsplice all reject\n{}", host.output(["cat", &path]).unwrap());

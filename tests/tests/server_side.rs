@@ -34,7 +34,7 @@ struct Server {
 impl Server {
     fn up() -> Result<Self> {
         let lab = Lab::up(&LabSpec { proxy: Proxy::None, ..LabSpec::static_fleet(unique_id()) }, |_, _| {})?;
-        let certificate = Certificate::make(lab.host("pg1"), lab.proxy())?;
+        let certificate = Certificate::make(lab.host("pg1"), &[lab.proxy()])?;
         postgres::serve_tls(&lab, &certificate)?;
         postgres::trust(&lab, &["app"])?;
         let pg1 = Backend { name: "pg1".into(), address: (lab.host("pg1").v4(), 5432).into(), peer_id: None };

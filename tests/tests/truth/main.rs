@@ -3,6 +3,8 @@
 // A test stops at the first thing that goes wrong.
 #![allow(clippy::unwrap_used)]
 
+mod proxied;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -91,15 +93,16 @@ fn primary(view: &ClusterView) -> Option<&str> {
 }
 
 /// Runs the test on the lab's client host: its network is where the members and etcd are.
-fn on_client(lab: &Lab, test: impl AsyncFnOnce() + Send) {
+fn on_client<T: Send>(lab: &Lab, test: impl AsyncFnOnce() -> T + Send) -> T {
     let work = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
-    lab.client().on_thread(work).unwrap();
+    lab.client().on_thread(work).unwrap()
 }
 
 #[test]
 fn the_open_primary_follows_switchover_partition_and_death() {
     let lab = lab();
-    on_client(&lab, async || {
+    proxied::start_standby_cluster(&lab);
+    let [leader, dead] = on_client(&lab, async || {
         let handle = cluster::watch("main", &config(Store::Etcd));
         let (view, _) = until(&handle, "open", |view| view.primary.is_some() && view.members.len() == 3).await;
         let first = primary(&view).unwrap().to_string();
@@ -145,7 +148,10 @@ fn the_open_primary_follows_switchover_partition_and_death() {
         assert_eq!(writable, "f", "two writable primaries: the cut is what protects the data");
         let proofs = view.members.values().filter(|member| matches!(member.proof, Proof::Primary { .. }));
         assert_eq!(proofs.count(), 1);
+        [primary(&view).unwrap(), &*second].map(str::to_owned)
     });
+    let other = lab.postgres().into_iter().find(|host| host.name() != leader && host.name() != dead).unwrap();
+    proxied::members_with_certificates_and_a_standby_cluster(&lab, [lab.host(&leader), other]);
 }
 
 #[test]
