@@ -1,5 +1,8 @@
 //! Bulk data through pgsplice, a fleet of PgBouncers in transaction mode, and PostgreSQL: COPY, pipelines, large
 //! objects. What comes out is what went in, byte by byte.
+//!
+//! `PGSPLICE_TEST_COPY_MIB=4096 cargo test --package pgsplice-tests --test copy what_goes_in` is the long version;
+//! the table lies in memory. `PGSPLICE_TEST_ROAD` names the road: relay, tc, xdp or sockmap.
 
 // A test stops at the first thing that goes wrong.
 #![allow(clippy::unwrap_used)]
@@ -13,9 +16,10 @@ use pgsplice_tests::{Pgsplice, Shared, postgres, proxy};
 use xtask::lab::cluster::{APP_PASSWORD, FLEET_PORT};
 use xtask::lab::{Lab, LabSpec, Proxy, unique_id, until};
 
-/// One row of COPY's text format in bytes, and how many there are: 315 MB.
+/// One row of COPY's text format in bytes.
 const ROW: usize = 1024;
-const ROWS: usize = 300 * 1024;
+/// How many MiB there are, unless the environment says otherwise.
+const FEW: usize = 300;
 
 static FLEET: Shared<Fleet> = Shared::new(Fleet::up);
 
@@ -51,16 +55,22 @@ impl Fleet {
 
     fn psql(&self, sql: &str) -> Child {
         let conninfo = self.lab.conninfo(self.lab.proxy(), FLEET_PORT);
-        let argv = ["timeout", "120", "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", &conninfo, "-c", sql];
+        let limit = (120 + mebibytes() / 10).to_string();
+        let argv = ["timeout", &limit, "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", &conninfo, "-c", sql];
         let mut psql = self.lab.client().command(argv);
         psql.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
     }
 }
 
-/// The rows, a thousand at a time: a number, and text that no two of them share.
+fn mebibytes() -> usize {
+    std::env::var("PGSPLICE_TEST_COPY_MIB").map_or(FEW, |count| count.parse().unwrap())
+}
+
+/// The rows, a MiB at a time: a number, and text that no two of them share.
 struct Rows {
     text: Vec<u8>,
     next: usize,
+    count: usize,
 }
 
 impl Rows {
@@ -70,7 +80,7 @@ impl Rows {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             b'A' + (state >> 24) as u8 % 26
         };
-        Self { text: std::iter::repeat_with(letter).take(100_000).collect(), next: 0 }
+        Self { text: std::iter::repeat_with(letter).take(100_000).collect(), next: 0, count: 1024 * mebibytes() }
     }
 }
 
@@ -78,7 +88,7 @@ impl Iterator for Rows {
     type Item = Vec<u8>;
 
     fn next(&mut self) -> Option<Vec<u8>> {
-        if self.next == ROWS {
+        if self.next == self.count {
             return None;
         }
         let mut chunk = Vec::with_capacity(1024 * ROW);
@@ -94,8 +104,9 @@ impl Iterator for Rows {
 }
 
 #[test]
-fn three_hundred_megabytes_go_in_and_out_by_copy_and_are_the_same() {
+fn what_goes_in_and_out_by_copy_is_the_same() {
     let fleet = FLEET.get();
+    let rows = Rows::new().count;
     fleet.lab.sql(fleet.lab.proxy(), FLEET_PORT, "CREATE UNLOGGED TABLE bulk (number text, text text)").unwrap();
 
     let mut psql = fleet.psql("COPY bulk FROM STDIN");
@@ -104,7 +115,7 @@ fn three_hundred_megabytes_go_in_and_out_by_copy_and_are_the_same() {
     drop(into);
     assert!(psql.wait().unwrap().success());
     let count = fleet.lab.sql(fleet.lab.proxy(), FLEET_PORT, "SELECT count(*) FROM bulk").unwrap();
-    assert_eq!(count, ROWS.to_string());
+    assert_eq!(count, rows.to_string());
 
     let mut psql = fleet.psql("COPY bulk TO STDOUT");
     let mut out = psql.stdout.take().unwrap();
@@ -120,7 +131,7 @@ fn three_hundred_megabytes_go_in_and_out_by_copy_and_are_the_same() {
     let carried = |field: &str| {
         let lines = fleet.proxy.access_lines().unwrap();
         let value = |line: &String| line.split(' ').find_map(|word| word.strip_prefix(field)?.parse::<usize>().ok());
-        lines.iter().filter_map(value).filter(|bytes| *bytes > ROWS * ROW && *bytes < ROWS * ROW * 11 / 10).count()
+        lines.iter().filter_map(value).filter(|bytes| *bytes > rows * ROW && *bytes < rows * ROW * 11 / 10).count()
     };
     let both = || carried("bytes_in=") == 1 && carried("bytes_out=") == 1;
     until("both sessions in the access log with their bytes", Duration::from_secs(5), both).unwrap();
