@@ -45,10 +45,11 @@ pub const MAX_LABELS: u32 = 4096;
 // are one 802.1Q tag, IPv4 options and up to six IPv6 extension headers. In this order:
 // 1. a fragment is dropped (`counter::FRAGMENT`), then what has IPv6 extension headers (`EXTENSION`), then what is cut off
 //    or lies about a length of IP or TCP (`MALFORMED`);
-// 2. CUT and HOLD as their constants have it;
-// 3. LIVE, a SYN without ACK on a session that is closed (FIN_ACKED both ways): if its SEQ is beyond `seq_end` or its TSval
-//    beyond `tsval` (RFC 6191), both flows are removed (`event::REUSED`) and it passes up, watched;
-// 4. LIVE: the way out is looked up, then the options are rewritten (malformed ones: `MALFORMED`), the headers, the
+// 2. HOLD as its constant has it;
+// 3. a SYN without ACK and RST removes both flows (`event::REUSED`) and passes up, watched, if the session is CUT; and if it
+//    is closed (FIN_ACKED both ways) and the SEQ beyond `seq_end` or the TSval beyond `tsval` (RFC 6191);
+// 4. CUT as its constant has it;
+// 5. LIVE: the way out is looked up, then the options are rewritten (malformed ones: `MALFORMED`), the headers, the
 //    checksums; it leaves, is counted, and is believed if it fits (see `SideState`). A RST that is believed removes both
 //    flows (`event::RESET`).
 //
@@ -137,8 +138,8 @@ pub mod control {
     pub const HOLD: u32 = 1;
     /// Forwarded.
     pub const LIVE: u32 = 2;
-    /// Every packet is dropped; all but a RST are answered with one, made of the packet and sent back where it came
-    /// from: SEQ its ACK, or without ACK as RFC 9293, 3.10.7.1 has it.
+    /// Every packet is dropped, but for a SYN that opens a new connection; all but a RST are answered with one, made of the
+    /// packet and sent back where it came from: SEQ its ACK, or without ACK as RFC 9293, 3.10.7.1 has it.
     pub const CUT: u32 = 3;
 }
 
@@ -248,7 +249,7 @@ pub mod event {
     pub const RESET: u32 = 1;
     /// FIN both ways, both acknowledged. The flows stay until user space removes them. May come twice.
     pub const CLOSED: u32 = 2;
-    /// A SYN on a closed session: the program has removed both flows and passed it up.
+    /// A SYN on a session that is closed or cut: the program has removed both flows and passed it up.
     pub const REUSED: u32 = 3;
     /// The next hop's link-layer address is not known; the packet was dropped. At most one a millisecond and interface.
     pub const NO_NEIGH: u32 = 4;

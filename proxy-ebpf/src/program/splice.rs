@@ -42,21 +42,22 @@ pub fn take<P: Packet>(packet: P, parsed: &Parsed, key: &Tuple, flow: &Flow) -> 
         return dropped(counter::EXTENSION);
     }
     let Some(header) = tcp::header(packet, parsed) else { return dropped(counter::MALFORMED) };
-    if word == control::CUT {
-        return cut(packet, parsed, &header);
-    }
     let Some(sides) = Sides::of(flow) else { return Verdict::Up };
     if word == control::HOLD {
         return hold(packet, parsed, flow, &header, &sides);
     }
     if header.tcp.head.flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
-        && sides.are_closed()
-        && sides.may_reopen(be32(header.tcp.head.seq), options::tsval(packet, parsed.l4, header.len))
+        && (word == control::CUT
+            || sides.are_closed()
+                && sides.may_reopen(be32(header.tcp.head.seq), options::tsval(packet, parsed.l4, header.len)))
     {
         let slot = flow.slot;
         remove(key, flow);
         event::tell(kind::REUSED, slot, packet.ifindex());
         return Verdict::Gone;
+    }
+    if word == control::CUT {
+        return cut(packet, parsed, &header);
     }
     live(packet, parsed, key, flow, &header, &sides)
 }

@@ -266,7 +266,7 @@ fn in_hold_only_pure_acknowledgements_pass() {
 }
 
 #[test]
-fn in_cut_everything_but_a_reset_is_answered_with_one() {
+fn in_cut_everything_but_a_reset_and_a_new_connection_is_answered_with_one() {
     with_each_program(|scene| {
         scene.set_control(control::CUT);
         let mut data = scene.packet(CLIENT, 0, 0, ACK | PSH);
@@ -284,11 +284,16 @@ fn in_cut_everything_but_a_reset_is_answered_with_one() {
         assert_eq!((be32(ip, 24), be32(ip, 28)), (data.ack, 0));
         assert_eq!(ip[32..34], [0x50, RST]);
 
-        let syn = scene.packet(BACKEND, 0, 0, SYN);
-        let ip = scene.send(&syn).frame[14..].to_vec();
+        let fin = scene.packet(BACKEND, 0, 0, FIN);
+        let ip = scene.send(&fin).frame[14..].to_vec();
         assert!(is_sound(&ip));
-        assert_eq!((be32(&ip, 24), be32(&ip, 28), ip[33]), (0, syn.seq + 1, RST | ACK));
+        assert_eq!((be32(&ip, 24), be32(&ip, 28), ip[33]), (0, fin.seq + 1, RST | ACK));
         assert_eq!(scene.send(&scene.packet(CLIENT, 0, 0, RST | ACK)).verdict, Verdict::Drop);
+        assert_eq!(scene.send(&scene.packet(CLIENT, 0, 0, SYN | RST)).verdict, Verdict::Drop);
+        assert!(scene.has_flows());
+        let outcome = scene.send(&scene.packet(CLIENT, 0, 0, SYN));
+        assert_eq!((outcome.verdict, outcome.told.map(|told| told.kind)), (Verdict::Pass, Some(event::REUSED)));
+        assert!(!scene.has_flows());
     });
 }
 

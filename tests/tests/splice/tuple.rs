@@ -56,6 +56,11 @@ fn a_port_is_used_again_at_once_after_any_end() {
                 rig.wait_spliced(1);
                 client.reset().unwrap();
                 rig.wait_ended("client-reset", round);
+                let mut client = from_port(&rig, 7000);
+                rig.wait_spliced(1);
+                rig.proxy().command(&["kill", "--all"]).unwrap();
+                assert_eq!(client.end().unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+                rig.wait_ended("killed", round);
             }
             let mut client = from_port(&rig, 7000);
             rig.wait_spliced(1);

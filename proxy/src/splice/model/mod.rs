@@ -154,16 +154,17 @@ impl Model {
         let Some(segment) = Segment::read(arrival.frame, parsed) else { return drop(counter::MALFORMED) };
         let slot = flow.slot as usize;
         let mut sides = Sides::of(flow, self.sessions[slot]);
+        let opens = segment.has(SYN) && !segment.has(ACK | RST);
         let outcome = match self.control[slot] {
-            control::CUT => self.cut(arrival, parsed, &segment),
             control::HOLD => hold(arrival, &segment, flow, &mut sides),
-            _ if segment.has(SYN) && !segment.has(ACK | RST) && sides.may_be_reopened(&segment) => {
+            word if opens && (word == control::CUT || sides.may_be_reopened(&segment)) => {
                 self.remove(flow, &parsed.key());
                 self.watches.remove(&parsed.key());
                 self.watches.insert(parsed.key(), Watch::default());
                 self.watch(program, arrival, parsed, &parsed.key());
                 return Outcome { told: Some(tell(event::REUSED, flow)), ..pass() };
             }
+            control::CUT => self.cut(arrival, parsed, &segment),
             _ => self.live(program, arrival, parsed, &segment, flow, &mut sides),
         };
         self.sessions[slot] = sides.state();
