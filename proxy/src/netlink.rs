@@ -79,8 +79,8 @@ fn take(mut datagram: &[u8], answers: &mut Vec<Vec<u8>>) -> io::Result<bool> {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a netlink message is cut off"));
         };
         match kind {
-            libc::NLMSG_DONE => return Ok(true),
-            libc::NLMSG_ERROR => {
+            // The end of a dump tells, too, what kept it from going on.
+            libc::NLMSG_DONE | libc::NLMSG_ERROR => {
                 let code = payload.get(..4).and_then(|code| code.try_into().ok()).map_or(0, i32::from_ne_bytes);
                 return if code == 0 { Ok(true) } else { Err(io::Error::from_raw_os_error(-code)) };
             }
@@ -113,6 +113,16 @@ mod tests {
         request.attribute(0x8003, &7u32.to_ne_bytes());
         let found: Vec<(u16, &[u8])> = attributes(request.payload()).collect();
         assert_eq!(found, [(2, &b"netdev\0"[..]), (3, &7u32.to_ne_bytes())]);
+    }
+
+    #[test]
+    fn a_dump_that_fails_is_no_empty_one() {
+        let done = |code: i32| {
+            let mut end = Request::new(libc::NLMSG_DONE as u16, 0, &code.to_ne_bytes());
+            end.0[..4].copy_from_slice(&20u32.to_ne_bytes());
+            take(&end.0, &mut Vec::new()).map_err(|error| error.raw_os_error())
+        };
+        assert_eq!((done(0), done(-libc::ENOENT)), (Ok(true), Err(Some(libc::ENOENT))));
     }
 
     #[test]

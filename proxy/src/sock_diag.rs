@@ -3,7 +3,6 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::OnceLock;
 
 use crate::netlink::{self, Request};
 
@@ -25,7 +24,7 @@ pub fn connections() -> io::Result<Vec<(SocketAddr, SocketAddr)>> {
     let mut all = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         let any = if family == libc::AF_INET { [0u8; 4].into() } else { [0u8; 16].into() };
-        let request = inet_diag_req(CONNECTED, SocketAddr::new(any, 0), SocketAddr::new(any, 0));
+        let request = inet_diag_req(libc::IPPROTO_TCP, CONNECTED, SocketAddr::new(any, 0), SocketAddr::new(any, 0));
         let ask = Request::new(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, &request);
         let answers = netlink::ask(libc::NETLINK_SOCK_DIAG, ask)?;
         all.extend(answers.iter().filter_map(|message| ends(message)));
@@ -36,9 +35,13 @@ pub fn connections() -> io::Result<Vec<(SocketAddr, SocketAddr)>> {
 /// Whether the kernel has a socket of this connection that may still send: of a process, or one that a process has left
 /// behind with bytes in it. Err also where the kernel does not answer such questions (CONFIG_INET_DIAG).
 pub fn is_there(local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
-    let request = Request::new(SOCK_DIAG_BY_FAMILY, 0, &inet_diag_req(ANY, local, remote));
+    is_there_by(libc::IPPROTO_TCP, local, remote)
+}
+
+fn is_there_by(protocol: libc::c_int, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+    let request = Request::new(SOCK_DIAG_BY_FAMILY, 0, &inet_diag_req(protocol, ANY, local, remote));
     match netlink::ask(libc::NETLINK_SOCK_DIAG, request) {
-        Err(error) if is_none(&error) => Ok(false),
+        Err(error) if is_none(&error, protocol) => Ok(false),
         Err(error) => Err(error),
         // `inet_diag_msg`: family, state. Where the connection has no socket, the answer is its listener.
         Ok(answers) => {
@@ -51,29 +54,32 @@ pub fn is_there(local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
 /// Ends a TCP connection of this network namespace as if its peer had reset it. Needs CAP_NET_ADMIN and a kernel with
 /// CONFIG_INET_DIAG_DESTROY. One that is gone already is as good.
 pub fn destroy(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
-    let request = Request::new(SOCK_DESTROY, libc::NLM_F_ACK, &inet_diag_req(ANY, local, remote));
+    destroy_by(libc::IPPROTO_TCP, local, remote)
+}
+
+fn destroy_by(protocol: libc::c_int, local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
+    let request = Request::new(SOCK_DESTROY, libc::NLM_F_ACK, &inet_diag_req(protocol, ANY, local, remote));
     match netlink::ask(libc::NETLINK_SOCK_DIAG, request) {
-        Err(error) if is_none(&error) => Ok(()),
+        Err(error) if is_none(&error, protocol) => Ok(()),
         done => done.map(drop),
     }
 }
 
 /// Whether an error says that there is no such socket. Of a kernel that cannot answer at all it is the same one.
-fn is_none(error: &io::Error) -> bool {
-    static ANSWERS: OnceLock<bool> = OnceLock::new();
+fn is_none(error: &io::Error, protocol: libc::c_int) -> bool {
     let answers = || {
         let any = SocketAddr::from(([0u8; 4], 0));
         // Of sockets in no state at all: an empty list, soon.
-        let ask = Request::new(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, &inet_diag_req(0, any, any));
+        let ask = Request::new(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, &inet_diag_req(protocol, 0, any, any));
         netlink::ask(libc::NETLINK_SOCK_DIAG, ask).is_ok()
     };
-    error.raw_os_error() == Some(libc::ENOENT) && *ANSWERS.get_or_init(answers)
+    error.raw_os_error() == Some(libc::ENOENT) && answers()
 }
 
 /// `struct inet_diag_req_v2` (linux/inet_diag.h). In a dump nothing but family and states is looked at.
-fn inet_diag_req(states: u32, local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
+fn inet_diag_req(protocol: libc::c_int, states: u32, local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
     let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    let mut bytes = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
+    let mut bytes = vec![family as u8, protocol as u8, 0, 0];
     bytes.extend(states.to_ne_bytes());
     bytes.extend(local.port().to_be_bytes());
     bytes.extend(remote.port().to_be_bytes());
@@ -116,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_request_names_one_connection() {
-        let bytes = inet_diag_req(ANY, address("10.0.0.9:40000"), address("[fd77::1]:5432"));
+        let bytes = inet_diag_req(libc::IPPROTO_TCP, ANY, address("10.0.0.9:40000"), address("[fd77::1]:5432"));
         assert_eq!(bytes.len(), 56);
         assert_eq!(&bytes[8..12], &[0x9c, 0x40, 0x15, 0x38]);
         assert_eq!(&bytes[12..16], &[10, 0, 0, 9]);
@@ -169,5 +175,17 @@ mod tests {
         socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
         drop((client, accepted));
         assert!(!is_there(own, peer).unwrap() && !is_there(peer, own).unwrap());
+    }
+
+    /// A kernel without CONFIG_INET_DIAG answers about TCP what every kernel does about a protocol whose sockets it cannot
+    /// tell of: ENOENT, as if there were none.
+    #[test]
+    fn a_kernel_that_cannot_tell_is_not_taken_for_one_that_has_no_such_socket() {
+        let (own, peer) = (address("127.0.0.1:1"), address("127.0.0.1:2"));
+        assert!(!is_there(own, peer).unwrap());
+        let error = is_there_by(libc::IPPROTO_EGP, own, peer).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{error}");
+        let error = destroy_by(libc::IPPROTO_EGP, own, peer).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{error}");
     }
 }

@@ -202,6 +202,33 @@ mod tests {
         assert_eq!(hop.ifindex, 1);
     }
 
+    /// In a network of its own, on a link whose other end never answers.
+    #[test]
+    fn one_that_is_doubted_is_asked_where_it_is_known_to_be_and_stays_what_it_was() {
+        let run = |command: &str| {
+            let output = std::process::Command::new("sh").args(["-ec", command]).output().unwrap();
+            assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let test = move || {
+            // SAFETY: unshare(2) takes no pointers, and changes this thread alone.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", io::Error::last_os_error());
+            run("ip link add n0 type veth peer n1; ip link set n0 addrgenmode none up; ip link set n1 up; \
+                 ip address add 10.9.0.1/24 dev n0; ip address add fd09::1/64 dev n0 nodad; \
+                 ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev n0 nud reachable; \
+                 ip neigh add fd09::2 lladdr 02:00:00:00:00:02 dev n0 nud reachable router");
+            let mut neighbours = Neighbours::open().unwrap();
+            for address in ["10.9.0.2", "fd09::2"] {
+                let hop = neighbours.next_hop(address.parse().unwrap()).unwrap();
+                neighbours.doubt(hop, Instant::now()).unwrap();
+                let shown = run(&format!("ip neigh show {address}"));
+                assert!(shown.contains("lladdr 02:00:00:00:00:02") && shown.contains("PROBE"), "{shown}");
+                assert_eq!(shown.contains("router"), hop.address.is_ipv6(), "{shown}");
+            }
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
+
     #[test]
     fn a_short_answer_is_an_error_and_no_panic() {
         for length in 0..40 {

@@ -1,5 +1,6 @@
 //! Networks that lose, repeat and overtake, that narrow, and whose neighbours change: every byte arrives.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use xtask::lab::until;
@@ -146,17 +147,29 @@ fn a_next_hop_that_is_forgotten_or_given_up_is_asked_for_again() {
 /// but pgsplice's own question, when nothing comes back, finds the new one in time.
 #[test]
 fn a_link_layer_address_that_changes_in_silence_is_found_by_asking() {
+    std::thread::scope(|scope| {
+        for v6 in [false, true] {
+            scope.spawn(move || changes_in_silence(v6));
+        }
+    });
+}
+
+fn changes_in_silence(v6: bool) {
+    let family = if v6 { "ipv6" } else { "ipv4" };
     on_both_at_once(
         |setting| {
-            let certain = "cd /proc/sys/net/ipv4/neigh/eth1; echo 600000 > base_reachable_time_ms; \
-                           echo 200 > retrans_time_ms";
-            Setting { before: vec![("proxy", certain.into())], ..setting }
+            let certain = format!(
+                "cd /proc/sys/net/{family}/neigh/eth1; echo 600000 > base_reachable_time_ms; echo 200 > retrans_time_ms"
+            );
+            Setting { v6, before: vec![("proxy", certain)], ..setting }
         },
         |rig| {
             let mut client = rig.spliced();
             client.echo(100).unwrap();
-            let proxy = rig.host("proxy").output(["cat", "/sys/class/net/eth1/address"]).unwrap();
-            let address = rig.host("proxy").v4_on("back").unwrap();
+            let host = rig.host("proxy");
+            let proxy = host.output(["cat", "/sys/class/net/eth1/address"]).unwrap();
+            let address: IpAddr =
+                if v6 { host.v6_on("back").unwrap().into() } else { host.v4_on("back").unwrap().into() };
             let change = format!(
                 "ip link set eth0 address 02:00:00:00:00:77; \
                  ip neigh replace {address} lladdr {} nud permanent dev eth0",
