@@ -47,6 +47,12 @@ impl Registry {
         Self { shards: (0..threads).map(|_| Shard::default()).collect(), count: AtomicUsize::new(0) }
     }
 
+    /// The first number from `number` on that no session of this thread has.
+    pub fn free(&self, thread: usize, number: u64) -> u64 {
+        let shard = self.shard(SessionId::new(thread, number)).lock();
+        (number..).find(|number| !shard.contains(&SessionId::new(thread, *number))).unwrap_or(number)
+    }
+
     pub fn insert(&self, record: Arc<SessionRecord>) {
         self.shard(record.id).lock().insert(ById(record));
         self.count.fetch_add(1, Relaxed);
@@ -92,5 +98,20 @@ impl SessionId {
 
     pub fn thread(self) -> usize {
         (self.0 >> 48) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_a_session_of_a_process_before_us_has_is_passed_over() {
+        let registry = Registry::new(2);
+        let record = |id| Arc::new(SessionRecord::new(id, "l", "p", "192.0.2.7:40001".parse().unwrap()));
+        [SessionId::new(1, 7), SessionId::new(1, 8), SessionId::new(0, 9)]
+            .into_iter()
+            .for_each(|id| registry.insert(record(id)));
+        assert_eq!((registry.free(1, 6), registry.free(1, 7), registry.free(0, 7)), (6, 9, 7));
     }
 }

@@ -172,7 +172,7 @@ impl Worker {
 
     /// The next session's id and its way to be cut.
     pub(crate) fn admit(&self) -> (SessionId, Rc<Cut>) {
-        let number = self.next_session.get();
+        let number = self.proxy.registry.free(self.thread, self.next_session.get());
         self.next_session.set(number + 1);
         let (id, cut) = (SessionId::new(self.thread, number), Rc::new(Cut::default()));
         self.cuts.borrow_mut().insert(id, cut.clone());
@@ -185,7 +185,8 @@ impl Worker {
 }
 
 /// Sessions outlive the process in the kernel, so each process numbers its own from the second it began in: 2³² seconds,
-/// then 2¹⁶ sessions a second on average.
+/// then 2¹⁶ sessions a second on average. Processes that began in the same second, or with the clock put back, may meet
+/// numbers that are in use.
 fn first_number() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     (since.as_secs() & 0xffff_ffff) << 16
