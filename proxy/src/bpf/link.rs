@@ -131,8 +131,20 @@ impl Interfaces {
     /// in place of theirs at once. An error leaves those done so far.
     pub fn set(&mut self, object: &mut Object, pins: &Pins, wanted: &[Wanted]) -> Result<(), AttachError> {
         let mut kept: Vec<(Hook, &str)> = Vec::new();
+        let mut done = Vec::new();
         for one in wanted {
-            let attached = attach(object, pins, one)?;
+            done.push((one, attach(object, pins, one)?));
+        }
+        // A session is forwarded by one program at both its interfaces, and TC can be had on each.
+        let by_tc = |attached: &[(AttachMode, Xdp)]| attached.contains(&(AttachMode::Tc, Xdp::Splice));
+        if done.iter().any(|(_, attached)| by_tc(attached)) {
+            for (one, attached) in done.iter_mut().filter(|(one, attached)| one.splice.is_some() && !by_tc(attached)) {
+                attach_tc(object.tc(Hook::Ingress)?, pins, &one.interface, Hook::Ingress)?;
+                attach_tc(object.tc(Hook::Egress)?, pins, &one.interface, Hook::Egress)?;
+                attached.push((AttachMode::Tc, Xdp::Splice));
+            }
+        }
+        for (one, attached) in done {
             for (mode, _) in &attached {
                 let hooks: &[Hook] =
                     if *mode == AttachMode::Tc { &[Hook::Ingress, Hook::Egress] } else { &[Hook::Xdp] };

@@ -12,6 +12,7 @@
 //! Every error before step 3 leaves the session as it was, on sockets that go on.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +39,9 @@ const GONE: Duration = Duration::from_secs(5);
 /// TSvals go on this much above this kernel's own clock, in its ticks (milliseconds): the clock may tick between its
 /// reading and the last packet that carries it.
 const TSVAL_AHEAD: u32 = 2;
+
+/// What a side offers must come to so many units of the scale in which the other side reads it.
+const WINDOW_UNITS: u32 = 4;
 
 /// The two sockets of a session, connected, and untouched by anybody else.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +129,9 @@ impl Splice {
         if client.is_ipv4() != backend.is_ipv4() {
             return Err(Why::Family.into());
         }
+        if [client, backend].iter().any(is_link_local) {
+            return Err(Why::Unseen.into());
+        }
         let keys = [key(client, client_own), key(backend, backend_own)];
         let mut watches = [Watch::default(); 2];
         for (watch, key) in watches.iter_mut().zip(&keys) {
@@ -153,22 +160,20 @@ impl Splice {
         Ok(Plan { keys, watches, infos, road, timestamps, virtual_way })
     }
 
-    /// The program on a leg's interface forwards what comes from that leg.
+    /// One program forwards both ways: what XDP redirects, an interface without native XDP does not send.
     fn road(&self, watches: &[Watch; 2], wanted: SpliceRoad, v4: bool) -> Result<Road, Why> {
-        let by_tc =
-            |watch: &Watch| watch.flags & WATCH_TC != 0 && (wanted != SpliceRoad::Xdp || watch.flags & WATCH_XDP == 0);
-        let tc = watches.iter().any(by_tc);
-        match wanted {
-            SpliceRoad::Xdp if tc => return Err(Why::OtherRoad),
-            SpliceRoad::Tc if !watches.iter().all(by_tc) => return Err(Why::OtherRoad),
-            SpliceRoad::Sockmap | SpliceRoad::Relay => return Err(Why::NotWanted),
-            _ => {}
+        if matches!(wanted, SpliceRoad::Sockmap | SpliceRoad::Relay) {
+            return Err(Why::NotWanted);
         }
-        let forwards = |watch: &Watch| by_tc(watch) || self.forwarding.is_on(watch.ifindex, v4);
-        if !watches.iter().all(forwards) {
-            return Err(Why::ForwardingOff);
+        let seen_by = |program: u16| watches.iter().all(|watch| watch.flags & program != 0);
+        let xdp = wanted != SpliceRoad::Tc && seen_by(WATCH_XDP);
+        let tc = wanted != SpliceRoad::Xdp && seen_by(WATCH_TC);
+        match (xdp, tc) {
+            (true, _) if watches.iter().all(|watch| self.forwarding.is_on(watch.ifindex, v4)) => Ok(Road::Xdp),
+            (_, true) => Ok(Road::Tc),
+            (true, false) => Err(Why::ForwardingOff),
+            (false, false) => Err(Why::OtherRoad),
         }
-        Ok(if tc { Road::Tc } else { Road::Xdp })
     }
 
     fn hold<'a>(
@@ -192,9 +197,7 @@ impl Splice {
         // Held bytes count as written.
         let mut written = numbers;
         written[0].write = written[0].write.wrapping_add(held as u32);
-        let flows = flows(&plan, &written, clocks, slot.index(), listener.unwrap_or(NO_LISTENER), |watch| {
-            if plan.road == Road::Xdp || watch.flags & WATCH_TC == 0 { FLOW_XDP } else { FLOW_TC }
-        });
+        let flows = flows(&plan, &written, clocks, slot.index(), listener.unwrap_or(NO_LISTENER));
         let maps = self.maps();
         maps.set_state(slot.index(), &state(&plan, &written, held as u32));
         maps.set_control(slot.index(), control::HOLD);
@@ -346,6 +349,11 @@ fn failed(step: &str, error: &io::Error) -> Attempt {
     Attempt::Stay(Why::Error)
 }
 
+/// Such an address is one of an interface, which neither a flow's key nor the packets that are made by hand name.
+fn is_link_local(address: &SocketAddr) -> bool {
+    matches!(address.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
 /// What cannot be rewritten must be the same on both legs. Returns whether they have timestamps.
 fn agree(infos: &[TcpInfo; 2], watches: &[Watch; 2], accurate_ecn: bool) -> Result<bool, Why> {
     let [client, backend] = infos;
@@ -367,22 +375,21 @@ fn agree(infos: &[TcpInfo; 2], watches: &[Watch; 2], accurate_ecn: bool) -> Resu
     if !carries(client, backend) || !carries(backend, client) {
         return Err(Why::Mss);
     }
+    // A window that is less than a unit of the other leg's would reach it as none, and nobody would say when that is over.
+    let is_told =
+        |from: &TcpInfo, to: &TcpInfo| from.send_window >> to.own_wscale >= WINDOW_UNITS.min(from.send_window);
+    if !is_told(client, backend) || !is_told(backend, client) {
+        return Err(Why::Window);
+    }
     Ok(timestamps)
 }
 
 /// Both directions, client's first.
-fn flows(
-    plan: &Plan,
-    numbers: &[Numbers; 2],
-    clocks: [u32; 2],
-    slot: u32,
-    listener: u32,
-    road: impl Fn(&Watch) -> u16,
-) -> [Flow; 2] {
+fn flows(plan: &Plan, numbers: &[Numbers; 2], clocks: [u32; 2], slot: u32, listener: u32) -> [Flow; 2] {
     let tsval = deltas(&plan.watches, clocks);
     [0, 1].map(|from: usize| {
         let to = 1 - from;
-        let mut flags = road(&plan.watches[from]);
+        let mut flags = if plan.road == Road::Xdp { FLOW_XDP } else { FLOW_TC };
         flags |= if from == 0 { FLOW_FROM_CLIENT } else { 0 };
         flags |= if plan.timestamps { FLOW_TIMESTAMPS } else { 0 };
         flags |= if plan.virtual_way { FLOW_REDIRECT } else { 0 };

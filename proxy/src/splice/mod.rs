@@ -49,7 +49,7 @@ use table::Table;
 pub enum Road {
     /// The XDP program, on both legs' interfaces.
     Xdp,
-    /// The TC program, on at least one of them.
+    /// The TC program, likewise.
     Tc,
     /// The kernel's sockets, joined by an sk_skb program.
     Sockmap,
@@ -84,7 +84,8 @@ pub enum Why {
     /// `splice_after` has not been reached.
     NotYet,
     /// No packet of a leg was seen on an attached interface with exactly the socket's addresses: it came by another
-    /// interface (loopback among them), or DNAT, IPsec or a tunnel makes the wire differ from the socket.
+    /// interface (loopback among them), or DNAT, IPsec or a tunnel makes the wire differ from the socket. Or an address is
+    /// link-local and so says nothing without its interface.
     Unseen,
     /// A leg's packets came by several interfaces or with several VLAN tags.
     Moved,
@@ -102,6 +103,8 @@ pub enum Why {
     Ecn,
     /// One side may send segments the other way cannot carry.
     Mss,
+    /// One side offers windows smaller than what the other leg counts them in.
+    Window,
     /// Every port of `splice.source_ports` is in use or at rest.
     NoPort,
     /// `splice.max_sessions` are in the kernel, or [`sockmap::MAX_SESSIONS`] joined.
@@ -135,6 +138,7 @@ impl Why {
         Self::Sack,
         Self::Ecn,
         Self::Mss,
+        Self::Window,
         Self::NoPort,
         Self::Full,
         Self::Unavailable,
@@ -159,6 +163,7 @@ impl Why {
             Self::Sack => "sack",
             Self::Ecn => "ecn",
             Self::Mss => "mss",
+            Self::Window => "window",
             Self::NoPort => "no-port",
             Self::Full => "full",
             Self::Unavailable => "unavailable",
@@ -173,7 +178,10 @@ impl Why {
 
     /// Whether a later turn of the same session may fare better.
     pub fn may_pass(self) -> bool {
-        matches!(self, Self::NotYet | Self::Unseen | Self::Full | Self::LongReply | Self::Busy | Self::Late)
+        matches!(
+            self,
+            Self::NotYet | Self::Unseen | Self::Window | Self::Full | Self::LongReply | Self::Busy | Self::Late
+        )
     }
 }
 

@@ -1,9 +1,9 @@
 //! Legs that disagree: spliced where what differs can be rewritten, else relayed with the reason named.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 
 use crate::peer::Client;
-use crate::rig::{MB, Rig, Setting, on_both_with};
+use crate::rig::{MB, PORT, Rig, Road, Setting, on_both_with};
 
 const SYSCTL: &str = "/proc/sys/net/ipv4/";
 
@@ -69,6 +69,53 @@ fn windows_of_any_scale_are_spliced() {
     ] {
         on_both_with(|setting| Setting { before: before.clone(), ..setting }, |rig| moves(&mut rig.spliced()));
     }
+}
+
+#[test]
+fn a_window_that_the_other_leg_has_no_word_for_is_relayed() {
+    // A reader's buffer of less than the 16 KiB that pgsplice's kernel tells backends windows in.
+    let little = "cd /proc/sys/net/ipv4; echo 0 > tcp_window_scaling; echo '4096 8192 8192' > tcp_rmem";
+    let huge = format!("echo '4096 131072 1073741824' > {SYSCTL}tcp_rmem");
+    on_both_with(
+        |setting| Setting { before: vec![("client", little.into()), ("proxy", huge.clone())], ..setting },
+        |rig| is_relayed(&rig, rig.address(), "window"),
+    );
+}
+
+/// As if one interface were a card with native XDP: such a session cannot go by XDP, which sends to no interface without.
+#[test]
+fn legs_on_interfaces_of_different_kinds_are_spliced_by_the_program_that_both_have() {
+    let one_card = "mkdir -p /run/class/eth0/device /run/class/eth1; \
+                    for i in eth0 eth1; do cat /sys/class/net/$i/mtu > /run/class/$i/mtu; done; \
+                    ln -s /a-card /run/class/eth0/device/driver; mount --bind /run/class /sys/class/net";
+    let before = vec![("proxy", one_card.into())];
+    let rig = Setting { mode: Some("auto"), wire: true, before, ..Setting::new(Road::Tc) }.up();
+    assert!(rig.proxy().log().unwrap().contains("XDP program attached"), "{}", rig.proxy().log().unwrap());
+    moves(&mut rig.spliced());
+    let by = |road: &str| rig.metric(&format!("pgsplice_splice_forwarded_packets_total{{road=\"{road}\"}}"));
+    assert_eq!((by("xdp"), by("tc") > 0.0), (0.0, true), "only a veth takes what XDP sends to it");
+}
+
+#[test]
+fn a_link_local_address_is_no_case_for_the_kernel() {
+    on_both_with(
+        |setting| Setting { v6: true, ..setting },
+        |rig| {
+            let id = |host: &str, device: &str| {
+                rig.host(host)
+                    .output(["cat", &format!("/sys/class/net/{device}/ifindex")])
+                    .unwrap()
+                    .trim()
+                    .parse()
+                    .unwrap()
+            };
+            for (host, address) in [("proxy", "fe80::5"), ("client", "fe80::64")] {
+                rig.host(host).run(["ip", "address", "add", &format!("{address}/64"), "dev", "eth0", "nodad"]).unwrap();
+            }
+            let to = SocketAddrV6::new("fe80::5".parse().unwrap(), PORT, 0, id("client", "eth0"));
+            is_relayed(&rig, to.into(), "unseen");
+        },
+    );
 }
 
 #[test]

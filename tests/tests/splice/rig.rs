@@ -44,6 +44,8 @@ pub struct Rig {
 pub struct Setting {
     pub road: Road,
     pub v6: bool,
+    /// `splice.mode`, if it is not the road's own.
+    pub mode: Option<&'static str>,
     /// More keys of `[splice]`.
     pub splice: &'static str,
     /// More keys of the listener.
@@ -67,6 +69,7 @@ impl Setting {
         Self {
             road,
             v6: false,
+            mode: None,
             splice: "",
             listener: "",
             more: "",
@@ -98,10 +101,11 @@ impl Setting {
         let host = net.host("backend");
         let at: SocketAddr = if self.v6 { (host.v6(), 6432).into() } else { (host.v4(), 6432).into() };
         let server = Server::start(host, at, self.reply)?;
-        let (road, to) = (self.road.name(), self.backend.map_or_else(|| at.to_string(), str::to_owned));
+        let (mode, to) =
+            (self.mode.unwrap_or(self.road.name()), self.backend.map_or_else(|| at.to_string(), str::to_owned));
         let after = if self.listener.contains("splice_after") { "" } else { "splice_after = 0\n" };
         let config = format!(
-            "[splice]\ninterfaces = [\"eth0\", \"eth1\"]\nmode = \"{road}\"\n{}\n\
+            "[splice]\ninterfaces = [\"eth0\", \"eth1\"]\nmode = \"{mode}\"\n{}\n\
              [listener.l]\nbind = [\"0.0.0.0:{PORT}\", \"[::]:{PORT}\"]\npool = \"p\"\n{after}{}\n\n{}\n\n\
              [[pool.p.backend]]\nname = \"b\"\naddress = \"{to}\"\n\n[pool.p.probe]\nkind = \"none\"\n",
             self.splice, self.listener, self.more
