@@ -197,7 +197,9 @@ async fn spliced(
         place: Some(place),
         cancel_key,
     };
-    splice.table.insert(slot, live.keys[0], port.into_port(), entry, [0; 2], false);
+    splice.table.insert(slot, live.keys[0], port.into_port(), entry, None);
+    // Another process may have it now, whose start must not wait for the client.
+    drop(under_way);
     let legs = Legs { client: borrow(client), backend: borrow(&leg) };
     if let Err(why) = live.release(legs, &session.record).await {
         tracing::error!(session = %session.record.id, "the hand-off failed: {why}; the session is cut");

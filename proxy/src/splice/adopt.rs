@@ -135,7 +135,8 @@ impl Splice {
             cancel_key: None,
         };
         let index = slot.index();
-        self.table.insert(slot, client.0, port, session, state.side.map(|side| side.bytes), true);
+        self.table.insert(slot, client.0, port, session, Some(&state));
+        let id = record.id;
         if is_over {
             drop(self.table.take_session(index));
             return;

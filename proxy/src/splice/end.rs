@@ -12,15 +12,15 @@ use super::table::Session;
 use crate::proxy::Proxy;
 use crate::session::{SessionId, Termination, end};
 
-/// Adds what the session has moved since the last time to the counters others read.
-pub(super) fn publish(session: &Session, state: &SessionState, counted: &mut [u64; 2]) {
+/// Adds what the session has moved since the last time to the counters others read. Whether it was anything.
+pub(super) fn publish(session: &Session, state: &SessionState, counted: &mut [u64; 2]) -> bool {
     let [bytes_in, bytes_out] = [0, 1].map(|side: usize| {
         let more = state.side[side].bytes.saturating_sub(counted[side]);
         counted[side] += more;
         more
     });
     if bytes_in == 0 && bytes_out == 0 {
-        return;
+        return false;
     }
     session.record.count(bytes_in, bytes_out);
     if let Some(listener) = &session.listener {
@@ -31,6 +31,7 @@ pub(super) fn publish(session: &Session, state: &SessionState, counted: &mut [u6
         place.backend().counters.bytes_in.fetch_add(bytes_in, Relaxed);
         place.backend().counters.bytes_out.fetch_add(bytes_out, Relaxed);
     }
+    true
 }
 
 impl Proxy {

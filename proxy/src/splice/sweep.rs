@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use pgsplice_ebpf::flow::{Event, FlowKey, NO_SLOT, SIDE_FIN_ACKED, SIDE_FIN_FIRST, SIDE_RST, control, event};
 
 use super::end::publish;
-use super::limits::{is_awaited, lacks_reply, overdue, quiet};
+use super::limits::{Silence, is_awaited, is_half_closed, lacks_reply, overdue, quiet};
 use super::neighbours::{Neighbours, NextHop};
 use super::packet::{self, Segment};
 use super::raw::Raw;
@@ -24,7 +24,7 @@ use crate::proxy::Proxy;
 use crate::session::Termination;
 use crate::sock_diag;
 
-const TICK: Duration = Duration::from_secs(1);
+pub(super) const TICK: Duration = Duration::from_secs(1);
 /// How long the flows of a closed session stay, for a FIN that is repeated because its acknowledgement was lost.
 const LINGER: Duration = Duration::from_secs(15);
 /// Entries looked at before others get the table's lock.
@@ -42,6 +42,8 @@ struct Sweep {
     neighbours: Neighbours,
     events: Option<Events>,
     ticks: u64,
+    /// Since when the sessions are looked after: that a side was quiet before says nothing, nobody asked.
+    begun: Instant,
 }
 
 /// Starts the thread. It ends with the process.
@@ -53,6 +55,7 @@ pub fn start(proxy: &Arc<Proxy>, splice: Arc<Splice>) -> std::io::Result<()> {
         events: splice.maps().take_events(),
         splice,
         ticks: 0,
+        begun: Instant::now(),
     };
     std::thread::Builder::new().name("splice".into()).spawn(move || sweep.run())?;
     Ok(())
@@ -76,6 +79,7 @@ impl Sweep {
             let Some(_ours) = splice.ownership.sweep() else {
                 // Events are for the process that takes over.
                 std::thread::sleep(TICK);
+                self.begun = Instant::now();
                 continue;
             };
             while let Some(event) = self.events.as_mut().and_then(Events::next) {
@@ -161,7 +165,7 @@ impl Sweep {
     fn look(&self, entry: &mut Spliced, index: u32, silent: Option<&mut HashSet<IpAddr>>) -> Option<Due> {
         let session = entry.session.as_ref()?;
         let state = self.splice.maps().state(index);
-        publish(session, &state, &mut entry.counted);
+        let has_moved = publish(session, &state, &mut entry.counted);
         // A RST behind that, as a late packet to a connection that is over is answered with, ends nothing any more.
         if state.side.iter().all(|side| side.flags & SIDE_FIN_ACKED != 0) {
             let by_backend = state.side[1].flags & SIDE_FIN_FIRST != 0;
@@ -174,15 +178,22 @@ impl Sweep {
             let untold = flow.is_some_and(|flow| flow.slot == index);
             return Some(if untold { Due::Cut(reset_by(side)) } else { Due::End(reset_by(side)) });
         }
+        entry.notice(has_moved, is_half_closed(&state));
         let silent = silent?;
-        let quiet = quiet(&state);
-        for side in (0..2).filter(|side| is_awaited(&state, *side) && quiet[*side] > DOUBTFUL) {
-            silent.insert(packet::ip(entry.keys()[side].src));
+        let quiet = quiet(&state).map(|quiet| quiet.min(self.begun.elapsed()));
+        for (side, quiet) in quiet.iter().enumerate() {
+            let is_awaited = is_awaited(&state, side);
+            entry.awaited[side] = if is_awaited { entry.awaited[side].saturating_add(1) } else { 0 };
+            if is_awaited && *quiet > DOUBTFUL {
+                silent.insert(packet::ip(entry.keys()[side].src));
+            }
         }
-        let lacks_reply = entry.adopted && lacks_reply(&state);
+        let lacks_reply = entry.lacked_reply.is_some() && lacks_reply(&state);
         // The numbers are not read at one moment; those of two ticks do not agree by chance.
-        let lacked_reply = std::mem::replace(&mut entry.lacks_reply, lacks_reply);
-        match overdue(&state, quiet, session, &mut entry.probes) {
+        let lacked_reply = entry.lacked_reply.as_mut().is_some_and(|lacked| std::mem::replace(lacked, lacks_reply));
+        let silence = Silence::new(entry.still(), quiet, entry.awaited);
+        let session = entry.session.as_ref()?;
+        match overdue(&state, &silence, session, &mut entry.probes) {
             Some(Due::Cut(reason)) => Some(Due::Cut(reason)),
             Some(Due::Probe(sides)) if lacks_reply && lacked_reply => Some(Due::Reply(sides)),
             None if lacks_reply && lacked_reply => Some(Due::Reply([false; 2])),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pgsplice_ebpf::flow::FlowKey;
+use pgsplice_ebpf::flow::{FlowKey, SessionState};
 
 use super::ports::Port;
 use super::sweep::monotonic_ns;
@@ -45,14 +45,16 @@ pub struct Spliced {
     client: FlowKey,
     /// `None` once it has ended; its flows and its port linger.
     pub session: Option<Session>,
-    /// CLOCK_MONOTONIC, in seconds.
-    ended: Option<u32>,
+    /// When it ended; until then, when something last moved: see [`Self::notice`]. CLOCK_MONOTONIC, in seconds.
+    since: u32,
+    /// Looks in a row, one a tick, at which each side had not acknowledged everything.
+    pub awaited: [u16; 2],
     /// Keepalives sent to each side since it was last heard.
     pub probes: [u8; 2],
-    /// Of a process before us, whose socket may be gone before the client had the reply it was handed over with.
-    pub adopted: bool,
-    /// An adopted one's client lacked that reply when it was last looked at.
-    pub lacks_reply: bool,
+    half_closed: bool,
+    /// Of a session of a process before us, whose socket may be gone before the client had the reply it was handed over
+    /// with: whether the client lacked that when it was last looked at.
+    pub lacked_reply: Option<bool>,
     /// Bytes of each side that are in the counters already.
     pub counted: [u64; 2],
     pub port: Port,
@@ -101,12 +103,23 @@ impl Table {
         in_use.iter().map(|index| Slot { index: *index, table: self.clone() }).collect()
     }
 
-    pub fn insert(&self, slot: Slot, client: FlowKey, port: Port, session: Session, counted: [u64; 2], adopted: bool) {
+    /// `adopted`: what a session of a process before us has moved, as its record has counted it already.
+    pub fn insert(&self, slot: Slot, client: FlowKey, port: Port, session: Session, adopted: Option<&SessionState>) {
         let index = slot.index;
         let record = session.record.clone();
-        let session = Some(session);
-        let (ended, probes, lacks_reply) = Default::default();
-        let entry = Spliced { client, session, ended, probes, adopted, lacks_reply, counted, port, slot };
+        let entry = Spliced {
+            client,
+            session: Some(session),
+            // Nobody saw which of its packets carried anything.
+            since: adopted.map_or_else(monotonic_s, |state| seconds(state.side[0].last_ns.max(state.side[1].last_ns))),
+            awaited: [0; 2],
+            probes: [0; 2],
+            half_closed: false,
+            lacked_reply: adopted.map(|_| false),
+            counted: adopted.map_or([0; 2], |state| state.side.map(|side| side.bytes)),
+            port,
+            slot,
+        };
         let mut inner = self.0.lock();
         if inner.entries.len() <= index as usize {
             inner.entries.resize_with(index as usize + 1, || None);
@@ -160,8 +173,8 @@ impl Table {
     pub fn take_session(&self, index: u32) -> Option<Session> {
         let mut inner = self.0.lock();
         let entry = inner.entries.get_mut(index as usize)?.as_mut()?;
-        entry.ended = Some(monotonic_s());
         let session = entry.session.take()?;
+        entry.since = monotonic_s();
         session.record.set_slot(None);
         inner.live -= 1;
         Some(session)
@@ -187,7 +200,20 @@ impl Spliced {
 
     /// Whether its session ended longer ago than this.
     pub fn has_lingered(&self, limit: Duration) -> bool {
-        self.ended.is_some_and(|at| u64::from(monotonic_s().saturating_sub(at)) > limit.as_secs())
+        self.session.is_none() && self.still() > limit
+    }
+
+    /// Something has moved if bytes have, or a direction has ended. Acknowledgements are nothing: keepalives bring them.
+    pub fn notice(&mut self, bytes: bool, half_closed: bool) {
+        if bytes || half_closed != self.half_closed {
+            self.since = monotonic_s();
+        }
+        self.half_closed = half_closed;
+    }
+
+    /// How long nothing has moved, in whole seconds.
+    pub fn still(&self) -> Duration {
+        Duration::from_secs(monotonic_s().saturating_sub(self.since).into())
     }
 
     pub fn slot(&self) -> u32 {
@@ -202,7 +228,11 @@ impl Drop for Slot {
 }
 
 fn monotonic_s() -> u32 {
-    (monotonic_ns() / 1_000_000_000) as u32
+    seconds(monotonic_ns())
+}
+
+fn seconds(ns: u64) -> u32 {
+    (ns / 1_000_000_000) as u32
 }
 
 /// Which side ended or reset a session, as a termination.

@@ -54,10 +54,12 @@ fn killed_at_the_moment_it_goes_live_a_session_has_its_reply_and_goes_on() {
     );
 }
 
+/// Keepalives go on beside that: a client that lacks its reply and answers them is there.
 #[test]
 fn killed_before_the_client_has_its_reply_the_kernel_repeats_it_and_a_session_without_is_cut() {
+    const TCP: &str = "[listener.l.tcp]\nkeepalive_idle = \"1s\"\nkeepalive_interval = \"1s\"\nkeepalive_count = 3\n";
     on_both_at_once(
-        |setting| Setting { wire: true, ..setting },
+        |setting| Setting { wire: true, more: TCP, ..setting },
         |mut rig| {
             let wire = Wire::of(&rig.net, "client", "front").unwrap();
             wire.judge(|toward, frame| match frame::read(frame) {
@@ -77,6 +79,8 @@ fn killed_before_the_client_has_its_reply_the_kernel_repeats_it_and_a_session_wi
             let end = lost.end();
             assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
             until("the backend to hear of it", SOON, || rig.at_backend() == 1).unwrap();
+            // Long enough to be given up, were it not asked.
+            std::thread::sleep(Duration::from_secs(5));
             // And of the other.
             wire.judge(|_, _| Fate::Pass);
             let reply = patient.until_ready();

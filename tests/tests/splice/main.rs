@@ -7,6 +7,7 @@ mod frame;
 mod handoff;
 mod killed;
 mod legs;
+mod limits;
 mod many;
 mod network;
 mod older;
@@ -310,39 +311,6 @@ fn ports_that_rest_from_the_process_before_are_left_alone() {
         client.echo(10).unwrap();
         rig.wait_spliced(1);
     });
-}
-
-#[test]
-fn a_vanished_end_is_noticed_and_the_other_told() {
-    const TCP: &str = "[listener.l.tcp]\nkeepalive_idle = \"1s\"\nkeepalive_interval = \"1s\"\nkeepalive_count = 2\n\
-                       [pool.p.tcp]\nkeepalive_idle = \"1s\"\nkeepalive_interval = \"1s\"\nkeepalive_count = 2\n";
-    on_both_with(
-        |setting| Setting { more: TCP, ..setting },
-        |rig| {
-            let mut idle = rig.spliced();
-            // One that only stands is asked and answers.
-            std::thread::sleep(std::time::Duration::from_secs(5));
-            idle.echo(100).unwrap();
-            rig.net.cut("client").unwrap();
-            rig.wait_ended("client-reset", 1);
-            until("the backend to hear of it", SOON, || {
-                rig.server.connections.load(std::sync::atomic::Ordering::SeqCst) == 0
-            })
-            .unwrap();
-        },
-    );
-}
-
-#[test]
-fn an_idle_session_is_cut_at_its_limit() {
-    on_both_with(
-        |setting| Setting { more: "[pool.p.timeouts]\nidle = \"2s\"\n", ..setting },
-        |rig| {
-            let mut client = rig.spliced();
-            assert_eq!(client.end().unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-            rig.wait_ended("idle-timeout", 1);
-        },
-    );
 }
 
 #[test]
