@@ -15,6 +15,7 @@ use crate::pg::cancel::Remembered;
 use crate::splice::brief::BRIEF;
 use crate::splice::handoff::{Attempt, Legs, Live};
 use crate::splice::job::Job;
+use crate::splice::ownership::HandingOff;
 use crate::splice::relay::{Outcome, Turn};
 use crate::splice::sockets::TcpInfo;
 use crate::splice::sockmap::{self, Sockmap};
@@ -69,7 +70,7 @@ async fn forward(session: &Session, client: &Leg, reached: Reached, ready: Ready
                     let under_way = splice.begin_hand_off();
                     match attempt(session, splice, *wanted, client, &reached, &held, under_way.is_some()).await {
                         Attempt::Live(live) => {
-                            return spliced(session, client, reached, key, splice.clone(), live).await;
+                            return spliced(session, client, reached, key, live, under_way).await;
                         }
                         Attempt::Dead(reason) => {
                             client.reset_on_close();
@@ -176,10 +177,10 @@ async fn spliced(
     client: &Leg,
     reached: Reached,
     cancel_key: Option<Remembered>,
-    splice: Arc<Splice>,
     mut live: Live,
+    under_way: Option<HandingOff>,
 ) -> Life {
-    let road = live.road;
+    let (splice, road) = (live.splice().clone(), live.road);
     session.record.update(|details| {
         details.road = Some(road.as_str());
         details.why = None;

@@ -269,6 +269,8 @@ pub enum Termination {
     Resource,
     /// Bytes got past the hand-off to the kernel, and rather than go on with a gap the session was cut.
     HandoffFailed,
+    /// Cut: it was in the kernel, and the next process has no program of the kind on its interfaces.
+    Stranded,
     /// Cut: the reply that was held at the hand-off has not reached the client, and nobody is left who has it.
     ReplyLost,
 }
@@ -299,6 +301,7 @@ impl Termination {
         Self::DrainTimeout,
         Self::Resource,
         Self::HandoffFailed,
+        Self::Stranded,
         Self::ReplyLost,
     ];
 
@@ -328,6 +331,7 @@ impl Termination {
             Self::DrainTimeout => "drain-timeout",
             Self::Resource => "resource",
             Self::HandoffFailed => "handoff-failed",
+            Self::Stranded => "stranded",
             Self::ReplyLost => "reply-lost",
         }
     }

@@ -11,10 +11,11 @@ use pgsplice_ebpf::flow::{FLOW_FROM_CLIENT, FLOW_TC, Flow, FlowKey, SIDE_FIN_ACK
 use super::ports::Port;
 use super::table::{Session, Slot};
 use super::{Road, Splice, address, key};
+use crate::bpf::{AttachMode, Xdp, ifindex};
 use crate::pool::Place;
 use crate::proxy::Proxy;
 use crate::session::connect::PlaceGuard;
-use crate::session::{Phase, SessionId, SessionRecord};
+use crate::session::{Phase, SessionId, SessionRecord, Termination};
 use crate::sock_diag;
 
 /// The sessions of a process before us: their slots and ports are ours now.
@@ -93,13 +94,28 @@ impl Splice {
     /// When listeners and pools are there: they are sessions like any other from now on. Returns how many.
     pub fn adopt(&self, proxy: &Proxy, found: Found) -> usize {
         let count = found.sessions.len();
+        let programs = self.programs();
         for (slot, port, client, backend) in found.sessions {
-            self.adopt_one(proxy, slot, port, client, backend);
+            // Each leg's packets come in by the interface that the other way's leave by.
+            let is_served = [(&client.1, &backend.1), (&backend.1, &client.1)]
+                .iter()
+                .all(|(flow, back)| programs.contains(&(back.out_ifindex, flow.flags & FLOW_TC != 0)));
+            let index = slot.index();
+            let id = self.adopt_one(proxy, slot, port, client, backend);
+            if !is_served {
+                proxy.cut_spliced(self, index, id, Termination::Stranded);
+            }
         }
         count
     }
 
-    fn adopt_one(&self, proxy: &Proxy, slot: Slot, port: Port, client: (FlowKey, Flow), backend: (FlowKey, Flow)) {
+    /// Interfaces that forward flows, and whether by TC.
+    fn programs(&self) -> HashSet<(u32, bool)> {
+        let attached = self.kernel().attachments().into_iter().filter(|one| one.program == Xdp::Splice);
+        attached.filter_map(|one| Some((ifindex(&one.interface)?, one.mode == AttachMode::Tc))).collect()
+    }
+
+    fn adopt_one(&self, proxy: &Proxy, slot: Slot, port: Port, client: Keyed, backend: Keyed) -> SessionId {
         let meta = self.maps().meta(slot.index());
         let name = |number| self.labels.name(number);
         let (listener, pool) = (name(meta.listener), name(meta.pool));
@@ -139,10 +155,11 @@ impl Splice {
         let id = record.id;
         if is_over {
             drop(self.table.take_session(index));
-            return;
+        } else {
+            self.unattached.fetch_add(1, Relaxed);
+            proxy.registry.insert(record);
         }
-        self.unattached.fetch_add(1, Relaxed);
-        proxy.registry.insert(record);
+        id
     }
 
     /// Gives adopted sessions their places at backends, as these become known to their pools.

@@ -33,7 +33,7 @@ use crate::session::{SessionRecord, Termination};
 /// the hands of another CPU's interrupt then.
 const GRACE: Duration = Duration::from_millis(1);
 
-/// How long held bytes are still repeated for a session that is in the table no more.
+/// How long this process still waits for the client of a session that is in its table no more.
 const GONE: Duration = Duration::from_secs(5);
 
 /// TSvals go on this much above this kernel's own clock, in its ticks (milliseconds): the clock may tick between its
@@ -287,6 +287,10 @@ impl Drop for Holding<'_> {
 }
 
 impl Live {
+    pub fn splice(&self) -> &Arc<Splice> {
+        &self.splice
+    }
+
     /// Waits until the client has acknowledged the held bytes (this kernel sends them again where they are lost), then
     /// has both sockets close without a packet. Err: bytes got past the hand-off, which must not happen; cut it.
     pub async fn release(&self, legs: Legs<'_>, record: &SessionRecord) -> Result<(), &'static str> {
@@ -300,9 +304,16 @@ impl Live {
             if acknowledged || maps.control(index) != control::LIVE {
                 break;
             }
-            // It has ended; or another process has it, and the client still waits for what only this socket can repeat.
             if record.slot() != Some(index) && gone.get_or_insert_with(Instant::now).elapsed() > GONE {
-                break;
+                if !self.splice.ownership.is_lent() {
+                    break;
+                }
+                // Another process has the session, and its client still waits for what only this socket can repeat. The
+                // kernel goes on with that, as where a process was killed; the egress program keeps its FIN back.
+                if let Err(error) = sockets::close_silently(legs.backend) {
+                    tracing::warn!("a socket cannot close silently: {error}");
+                }
+                return Ok(());
             }
             ring::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(20));

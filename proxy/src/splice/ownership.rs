@@ -26,7 +26,12 @@ pub struct HandingOff(Arc<Splice>);
 impl Ownership {
     /// For the sweep's work. `None`: the maps are not ours.
     pub fn sweep(&self) -> Option<MutexGuard<'_, ()>> {
-        Some(self.sweeping.lock()).filter(|_| !self.lent.load(SeqCst))
+        Some(self.sweeping.lock()).filter(|_| !self.is_lent())
+    }
+
+    /// Whether another process steers what is in the kernel.
+    pub fn is_lent(&self) -> bool {
+        self.lent.load(SeqCst)
     }
 }
 
@@ -36,7 +41,7 @@ impl Splice {
         // Counted before it is asked: `lend` sees one of the two.
         self.ownership.hand_offs.fetch_add(1, SeqCst);
         let under_way = HandingOff(self.clone());
-        Some(under_way).filter(|_| !self.ownership.lent.load(SeqCst))
+        Some(under_way).filter(|_| !self.ownership.is_lent())
     }
 
     /// Touches the maps no more, from when this returns on.

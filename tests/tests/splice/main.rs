@@ -12,6 +12,7 @@ mod many;
 mod network;
 mod older;
 mod peer;
+mod restart;
 mod rig;
 mod slow;
 mod tuple;
@@ -90,82 +91,6 @@ fn each_order_of_ends_is_carried_over_and_told_by_its_name() {
             rig.server.connections.load(std::sync::atomic::Ordering::SeqCst) == 0
         })
         .unwrap();
-    });
-}
-
-#[test]
-fn kill_9_in_the_middle_of_a_stream_loses_nothing_and_the_next_process_adopts_it() {
-    on_both(|mut rig| {
-        let clients: Vec<_> = (0..4).map(|_| rig.client()).collect();
-        rig.wait_spliced(4);
-        let moving: Vec<_> = clients
-            .into_iter()
-            .map(|mut client| {
-                std::thread::spawn(move || {
-                    for _ in 0..3 {
-                        client.get(8 * MB).unwrap();
-                        client.put(8 * MB).unwrap();
-                    }
-                    client
-                })
-            })
-            .collect();
-        rig.kill_proxy();
-        std::thread::sleep(std::time::Duration::from_millis(500));
-        rig.start_proxy();
-        rig.wait_spliced(4);
-        let mut clients: Vec<_> = moving.into_iter().map(|one| one.join().unwrap()).collect();
-        let sessions = rig.sessions();
-        assert!(sessions.iter().all(|one| one["user"] == "app" && one["backend"] == "b"), "{sessions:?}");
-        // Killed by id, cut by pool, ended by themselves: all as for any session.
-        let id = sessions[0]["id"].as_str().unwrap().to_owned();
-        rig.proxy().command(&["kill", &id]).unwrap();
-        rig.wait_ended("killed", 1);
-        let reset = clients.iter_mut().map(|client| client.echo(100)).filter(Result::is_err).count();
-        assert_eq!(reset, 1);
-        drop(clients);
-        rig.wait_ended("client-closed", 3);
-    });
-}
-
-#[test]
-fn an_upgrade_in_the_middle_of_a_stream_loses_nothing_and_the_successor_adopts_it() {
-    on_both(|rig| {
-        let clients: Vec<_> = (0..4).map(|_| rig.client()).collect();
-        rig.wait_spliced(4);
-        let moving: Vec<_> = clients
-            .into_iter()
-            .map(|mut client| {
-                std::thread::spawn(move || {
-                    for _ in 0..3 {
-                        client.get(8 * MB).unwrap();
-                        client.put(8 * MB).unwrap();
-                    }
-                    client
-                })
-            })
-            .collect();
-        let first = rig.upgrade();
-        rig.wait_spliced(4);
-        // The one that is upgraded has no session of its own left.
-        until("the first process to end", SOON, || !rig.proxy().service().is_running()).unwrap();
-        let second = rig.upgrade();
-        rig.wait_spliced(4);
-        until("the second process to end", SOON, || !first.is_running()).unwrap();
-        assert_eq!(rig.proxy().status().unwrap()["pid"], second.pid);
-        let mut clients: Vec<_> = moving.into_iter().map(|one| one.join().unwrap()).collect();
-        let id = rig.sessions()[0]["id"].as_str().unwrap().to_owned();
-        rig.proxy().command(&["kill", &id]).unwrap();
-        rig.wait_ended("killed", 1);
-        let reset = clients.iter_mut().map(|client| client.echo(100)).filter(Result::is_err).count();
-        assert_eq!(reset, 1);
-        let mut another = rig.client();
-        rig.wait_spliced(4);
-        another.echo(100).unwrap();
-        drop((clients, another));
-        rig.wait_ended("client-closed", 4);
-        let lines = rig.proxy().access_lines().unwrap();
-        assert_eq!(lines.len(), 5, "each session is told of once: {lines:#?}");
     });
 }
 
@@ -289,52 +214,6 @@ fn a_hand_off_can_wait_for_replies_or_for_time() {
 }
 
 #[test]
-fn ports_that_rest_from_the_process_before_are_left_alone() {
-    // With timestamps the kernel lets a new connection have a port in TIME_WAIT.
-    let off = "echo 0 > /proc/sys/net/ipv4/tcp_timestamps";
-    let set = |setting| Setting {
-        before: vec![("proxy", off.into())],
-        listener: "splice_after = \"500ms\"",
-        splice: "source_ports = \"12000-12019\"\n",
-        ..setting
-    };
-    on_both_with(set, |mut rig| {
-        // Over before a hand-off, so that the proxy's sockets are left in TIME_WAIT: on all of its ports but one.
-        for _ in 0..19 {
-            rig.client().echo(10).unwrap();
-        }
-        rig.wait_ended("client-closed", 19);
-        rig.kill_proxy();
-        rig.start_proxy();
-        let mut client = rig.client();
-        std::thread::sleep(std::time::Duration::from_millis(600));
-        client.echo(10).unwrap();
-        rig.wait_spliced(1);
-    });
-}
-
-#[test]
-fn sigterm_leaves_the_sessions_in_the_kernel_to_the_next_process() {
-    on_both(|mut rig| {
-        let mut client = rig.spliced();
-        let stopped = rig.proxy.take().unwrap();
-        stopped.service().kill(libc::SIGTERM).unwrap();
-        until("its end", SOON, || !stopped.service().is_running()).unwrap();
-        client.get(MB).unwrap();
-        rig.start_proxy();
-        rig.wait_spliced(1);
-        client.put(MB).unwrap();
-        drop(client);
-        rig.wait_ended("client-closed", 1);
-        let stopped = rig.proxy.take().unwrap();
-        stopped.service().kill(libc::SIGTERM).unwrap();
-        until("its end", SOON, || !stopped.service().is_running()).unwrap();
-        let left = rig.host("proxy").output(["ls", "/sys/fs/bpf"]).unwrap();
-        assert!(!left.contains("pgsplice"), "pins are left behind: {left}");
-    });
-}
-
-#[test]
 fn connection_tracking_does_not_keep_what_it_will_never_see_the_end_of() {
     let track = "nft add table inet t; nft 'add chain inet t f { type filter hook input priority 0; }'; \
                  nft add rule inet t f ct state established accept";
@@ -349,30 +228,4 @@ fn connection_tracking_does_not_keep_what_it_will_never_see_the_end_of() {
     until("the entries to go", SOON, || count() <= 4).unwrap();
     clients.iter_mut().for_each(|client| client.echo(100).unwrap());
     assert!(count() <= 4, "{} entries", count());
-}
-
-#[test]
-fn the_sessions_of_a_version_with_another_layout_are_taken_over() {
-    on_both(|mut rig| {
-        let mut client = rig.spliced();
-        client.echo(100).unwrap();
-        rig.kill_proxy();
-        older::take_back(rig.host("proxy"), &["l", "p"]);
-        // By the old programs.
-        client.get(MB).unwrap();
-        client.put(MB).unwrap();
-        rig.start_proxy();
-        rig.wait_spliced(1);
-        let session = rig.sessions().remove(0);
-        let who = ["listener", "pool", "user", "database"].map(|key| session[key].as_str().unwrap_or_default());
-        assert_eq!(who, ["l", "p", "app", "shop"], "{session}");
-        assert!(session["bytes_in"].as_u64().unwrap() > MB as u64, "{session}");
-        assert!(!older::folder(rig.host("proxy")).exists());
-        client.get(MB).unwrap();
-        client.put(MB).unwrap();
-        // As good as one of ours.
-        rig.proxy().command(&["kill", session["id"].as_str().unwrap()]).unwrap();
-        assert_eq!(client.end().unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-        rig.wait_ended("killed", 1);
-    });
 }
