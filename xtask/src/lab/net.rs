@@ -8,13 +8,13 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
 
 use super::fault::Faults;
 use super::host::Host;
+use super::id::unique_id;
 use super::interrupt;
 use super::state::{self, HostState, NetState, NicState};
 
@@ -65,13 +65,6 @@ pub struct HostSpec {
 struct Watcher {
     child: Child,
     stdin: ChildStdin,
-}
-
-/// An id for a lab that no other running process has.
-pub fn unique_id() -> String {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    format!("t{:x}{}", std::process::id(), (b'a' + (count % 26) as u8) as char)
 }
 
 impl NetSpec {
