@@ -25,8 +25,14 @@ pub fn start(lab: &Lab) -> Result<()> {
 
 /// One that serves this data folder. Where a host runs several they share a folder for their sockets.
 pub fn server(name: &str, data: &str, port: u16) -> Program {
-    let settings =
-        ["listen_addresses=*", "unix_socket_directories=/run/postgresql", "max_connections=200", "fsync=off"];
+    let settings = [
+        "listen_addresses=*",
+        "unix_socket_directories=/run/postgresql",
+        "max_connections=200",
+        "fsync=off",
+        // PostgreSQL's own suite has plans that take longer to compile than to run.
+        "jit=off",
+    ];
     let port = port.to_string();
     let argv = ["/usr/lib/postgresql/17/bin/postgres", "-D", data, "-p", &port];
     program(name, &[&argv[..], &settings.map(|setting| ["-c", setting]).concat()].concat(), "postgres")
