@@ -332,7 +332,8 @@ impl Bytes {
             let mut word = self.0;
             word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            all.extend((word ^ (word >> 31)).to_ne_bytes());
+            // Without a loop over its bytes, which is what takes the time in a debug build.
+            all.extend_from_slice(&(word ^ (word >> 31)).to_ne_bytes());
         }
         all.truncate(length);
         all
