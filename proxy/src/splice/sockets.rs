@@ -5,6 +5,7 @@ use std::io;
 use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use socket2::SockRef;
 
@@ -172,6 +173,11 @@ pub fn close_silently(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_int(socket, libc::TCP_REPAIR, TCP_REPAIR_ON)
 }
 
+/// The next close(2) sends RST and drops what is queued.
+pub fn close_by_reset(socket: BorrowedFd<'_>) -> io::Result<()> {
+    SockRef::from(&socket).set_linger(Some(Duration::ZERO))
+}
+
 /// Both ends of a socket, as (own, peer).
 pub fn addresses(socket: BorrowedFd<'_>) -> io::Result<(SocketAddr, SocketAddr)> {
     let socket = SockRef::from(&socket);
@@ -212,7 +218,6 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
-    use std::time::Duration;
 
     use super::*;
 

@@ -158,6 +158,22 @@ fn ends_at_any_step_of_the_hand_off_are_carried_over() {
     on_both_at_once(|setting| setting, test);
 }
 
+#[test]
+fn a_reset_that_overtakes_the_held_reply_ends_the_client() {
+    let test = |rig: Rig| {
+        let wire = Wire::of(&rig.net, "client", "front").unwrap();
+        wire.judge(|toward, frame| match frame::read(frame) {
+            Some(tcp) if toward == Toward::Host && tcp.payload > 0 => Fate::Drop,
+            _ => Fate::Pass,
+        });
+        let plan = Plan { then: Some((200 * MS, Leave::Rst)), ..Plan::default() };
+        let mut client = Client::begin(rig.host("client"), None, rig.address(), plan).unwrap();
+        client.stream.set_read_timeout(Some(SOON)).unwrap();
+        assert_eq!(client.end().unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    };
+    on_both_at_once(|setting| Setting { wire: true, ..setting }, test);
+}
+
 /// Has the kernel send a bare ACK, as leaving TCP_REPAIR does.
 fn send_ack(client: &Client) {
     for mode in [1, 0] {
