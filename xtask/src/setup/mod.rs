@@ -24,6 +24,11 @@ pub struct Args {
 
 /// Installs the packages, makes the lab's Debian root and what lies in it.
 pub fn run(args: Args) -> Result<()> {
+    packages(args.force)?.parts()
+}
+
+/// Installs the packages. Building asks for no more; the lab stands on [`Setup::parts`], too.
+pub fn packages(force: bool) -> Result<Setup> {
     // SAFETY: a system call without arguments.
     if unsafe { libc::geteuid() } != 0 {
         bail!("setup installs packages and makes a Debian root: run it as root");
@@ -31,20 +36,35 @@ pub fn run(args: Args) -> Result<()> {
     let begun = Instant::now();
     let cache = cache();
     fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
-    let _one_at_a_time = lock(&cache)?;
-
+    let one_at_a_time = lock(&cache)?;
     machine::install(machine::BASE)?;
-    let recipe = root::recipe()?;
-    Part { name: "root", recipe }.make(&cache, args.force, root::make)?;
-    Part { name: "regress", recipe: regress::recipe() }.make(&cache, args.force, regress::make)?;
-    Part { name: "stores", recipe: stores::recipe() }.make(&cache, args.force, stores::make)?;
-    let envoy = Part { name: "envoy", recipe: envoy::recipe() };
-    if let Err(error) = envoy.make(&cache, args.force, envoy::make) {
-        // Only the bench has a use for it; a machine may reach Debian's mirror and not PyPI.
-        eprintln!("setup: there is no Envoy for the bench to measure: {error:#}");
+    Ok(Setup { force, begun, cache, _one_at_a_time: one_at_a_time })
+}
+
+/// A setup whose packages are installed.
+pub struct Setup {
+    force: bool,
+    begun: Instant,
+    cache: PathBuf,
+    _one_at_a_time: fs::File,
+}
+
+impl Setup {
+    /// The lab's Debian root and what lies in it.
+    pub fn parts(self) -> Result<()> {
+        let Self { force, cache, .. } = &self;
+        let recipe = root::recipe()?;
+        Part { name: "root", recipe }.make(cache, *force, root::make)?;
+        Part { name: "regress", recipe: regress::recipe() }.make(cache, *force, regress::make)?;
+        Part { name: "stores", recipe: stores::recipe() }.make(cache, *force, stores::make)?;
+        let envoy = Part { name: "envoy", recipe: envoy::recipe() };
+        if let Err(error) = envoy.make(cache, *force, envoy::make) {
+            // Only the bench has a use for it; a machine may reach Debian's mirror and not PyPI.
+            eprintln!("setup: there is no Envoy for the bench to measure: {error:#}");
+        }
+        println!("setup: ready in {:.1} s, everything is in {}", self.begun.elapsed().as_secs_f64(), cache.display());
+        Ok(())
     }
-    println!("setup: ready in {:.1} s, everything is in {}", begun.elapsed().as_secs_f64(), cache.display());
-    Ok(())
 }
 
 /// Where everything that setup makes is kept: `$PGSPLICE_LAB_CACHE`, else `/var/cache/pgsplice-lab`.
