@@ -427,3 +427,20 @@ fn a_service_follows_a_takeover() {
     clients.go_on();
     clients.end();
 }
+
+/// Closed before it was asked, closed with the question unread: it is a race, so it is run often.
+#[test]
+fn a_command_whose_pgsplice_goes_meanwhile_says_so() {
+    const OFTEN: usize = 30;
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("admin.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let going = std::thread::spawn(move || listener.incoming().take(OFTEN).for_each(drop));
+    for _ in 0..OFTEN {
+        let mut command = Command::new(binary());
+        let output = command.args(["status", "--socket"]).arg(&socket).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(output.stderr.starts_with(b"pgsplice: /v1/status: "), "{output:?}");
+    }
+    going.join().unwrap();
+}

@@ -56,9 +56,12 @@ impl ClientArgs {
         Ok(())
     }
 
-    /// Any exchange with the running pgsplice.
+    /// Any exchange with the running pgsplice. Nothing is printed meanwhile.
     pub fn ask<T>(&self, exchange: impl AsyncFnOnce(Client) -> Result<T, ClientError>) -> anyhow::Result<T> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(runtime.block_on(exchange(Client::new(&self.socket)))?)
+        super::closed_pipe_ends_us(false);
+        let answer = runtime.block_on(exchange(Client::new(&self.socket)));
+        super::closed_pipe_ends_us(true);
+        Ok(answer?)
     }
 }

@@ -56,7 +56,7 @@ pub enum Command {
 /// Runs the subcommand; an error goes to stderr as one line with its causes.
 pub fn main(cli: Cli) -> ExitCode {
     if !matches!(cli.command, Command::Run(_) | Command::Agent(_) | Command::Callback(_)) {
-        end_quietly_on_closed_pipe();
+        closed_pipe_ends_us(true);
     }
     let result = match cli.command {
         Command::Run(args) => run::run(args),
@@ -82,10 +82,13 @@ pub fn main(cli: Cli) -> ExitCode {
     })
 }
 
-/// `pgsplice sessions | head` should end like any Unix tool; Rust ignores SIGPIPE and would panic in `println!`.
-fn end_quietly_on_closed_pipe() {
-    // SAFETY: called before any thread is started; SIG_DFL installs no handler of ours.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+/// Whether writing into a pipe or socket that nobody reads ends this program. It does for what is printed: `pgsplice sessions |
+/// head` should end like any Unix tool; Rust ignores SIGPIPE and would panic in `println!`. A pgsplice that ends while it is
+/// asked is an error like any other.
+fn closed_pipe_ends_us(ends: bool) {
+    let action = if ends { libc::SIG_DFL } else { libc::SIG_IGN };
+    // SAFETY: neither installs a handler of ours.
+    unsafe { libc::signal(libc::SIGPIPE, action) };
 }
 
 #[cfg(test)]
