@@ -14,6 +14,7 @@ pub mod postgres;
 pub mod proxy;
 pub mod raw;
 pub mod stores;
+pub mod view;
 
 use std::sync::OnceLock;
 

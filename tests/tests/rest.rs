@@ -6,13 +6,14 @@
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use pgsplice::cluster::{self, ClusterHandle, ClusterView, StoreHealth};
 use pgsplice::config::{self, ProofConfig, RestConfig, StoreConfig, TlsFiles};
 use pgsplice_tests::local::Proxy;
 use pgsplice_tests::stores::{certificates, free_port};
+use pgsplice_tests::view::until;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -142,20 +143,6 @@ fn follow(endpoints: Vec<String>, tls: TlsFiles) -> ClusterHandle {
 
 fn follow_all(members: &[Member]) -> ClusterHandle {
     follow(members.iter().map(Member::endpoint).collect(), TlsFiles::default())
-}
-
-async fn until(
-    handle: &ClusterHandle,
-    what: &str,
-    fits: impl Fn(&ClusterView) -> bool,
-) -> (Arc<ClusterView>, Duration) {
-    let start = Instant::now();
-    let mut views = handle.view.clone();
-    let found = tokio::time::timeout(Duration::from_secs(15), views.wait_for(|view| fits(view))).await;
-    match found {
-        Ok(view) => (view.unwrap().clone(), start.elapsed()),
-        Err(_) => panic!("never came: {what}; last: {:#?}", handle.view.borrow()),
-    }
 }
 
 fn open_to(member: &str) -> impl Fn(&ClusterView) -> bool {

@@ -3,11 +3,10 @@
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 
-use crate::splice::sockets::TcpInfo;
+use crate::splice::sockets::{self, TcpInfo};
 use crate::{config, ring};
 
 /// Room a read leaves behind what is held already, in bytes.
@@ -92,7 +91,7 @@ impl Leg {
 
     /// The next close sends RST and drops what is queued, as a cut must.
     pub fn reset_on_close(&self) {
-        if let Err(error) = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO)) {
+        if let Err(error) = sockets::close_by_reset(self.socket()) {
             tracing::debug!(peer = %self.peer, "SO_LINGER: {error}");
         }
     }

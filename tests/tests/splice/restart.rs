@@ -8,26 +8,29 @@ use xtask::lab::until;
 use crate::frame;
 use crate::older;
 use crate::peer::Client;
-use crate::rig::{MB, Road, SOON, Setting, on_both, on_both_at_once, on_both_with};
+use crate::rig::{MB, Rig, Road, SOON, Setting, on_both, on_both_at_once, on_both_with};
 use crate::wire::{Fate, Toward, Wire};
+
+/// Four sessions in the kernel, whose clients move 48 MB each.
+fn four_that_move(rig: &Rig) -> Vec<std::thread::JoinHandle<Client>> {
+    let clients: Vec<_> = (0..4).map(|_| rig.client()).collect();
+    rig.wait_spliced(4);
+    let move_bytes = |mut client: Client| {
+        std::thread::spawn(move || {
+            for _ in 0..3 {
+                client.get(8 * MB).unwrap();
+                client.put(8 * MB).unwrap();
+            }
+            client
+        })
+    };
+    clients.into_iter().map(move_bytes).collect()
+}
 
 #[test]
 fn kill_9_in_the_middle_of_a_stream_loses_nothing_and_the_next_process_adopts_it() {
     on_both(|mut rig| {
-        let clients: Vec<_> = (0..4).map(|_| rig.client()).collect();
-        rig.wait_spliced(4);
-        let moving: Vec<_> = clients
-            .into_iter()
-            .map(|mut client| {
-                std::thread::spawn(move || {
-                    for _ in 0..3 {
-                        client.get(8 * MB).unwrap();
-                        client.put(8 * MB).unwrap();
-                    }
-                    client
-                })
-            })
-            .collect();
+        let moving = four_that_move(&rig);
         rig.kill_proxy();
         std::thread::sleep(Duration::from_millis(500));
         rig.start_proxy();
@@ -52,20 +55,7 @@ fn kill_9_in_the_middle_of_a_stream_loses_nothing_and_the_next_process_adopts_it
 #[test]
 fn an_upgrade_in_the_middle_of_a_stream_loses_nothing_and_the_successor_adopts_it() {
     on_both(|rig| {
-        let clients: Vec<_> = (0..4).map(|_| rig.client()).collect();
-        rig.wait_spliced(4);
-        let moving: Vec<_> = clients
-            .into_iter()
-            .map(|mut client| {
-                std::thread::spawn(move || {
-                    for _ in 0..3 {
-                        client.get(8 * MB).unwrap();
-                        client.put(8 * MB).unwrap();
-                    }
-                    client
-                })
-            })
-            .collect();
+        let moving = four_that_move(&rig);
         let first = rig.upgrade();
         rig.wait_spliced(4);
         // The one that is upgraded has no session of its own left.

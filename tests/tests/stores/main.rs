@@ -9,12 +9,12 @@ mod etcd;
 mod scenarios;
 mod zookeeper;
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pgsplice::cluster::store::Registration;
 use pgsplice::cluster::{self, ClusterHandle, ClusterView, StoreHealth};
 use pgsplice::config::{self, StoreConfig};
+use pgsplice_tests::view::until;
 use tokio::sync::watch;
 
 fn cluster_config(store: StoreConfig) -> config::Cluster {
@@ -29,21 +29,6 @@ fn cluster_config(store: StoreConfig) -> config::Cluster {
 
 fn follow(store: StoreConfig) -> ClusterHandle {
     cluster::watch("lab", &cluster_config(store))
-}
-
-/// The first view that fits, and how long it took.
-async fn until(
-    handle: &ClusterHandle,
-    what: &str,
-    fits: impl Fn(&ClusterView) -> bool,
-) -> (Arc<ClusterView>, Duration) {
-    let start = Instant::now();
-    let mut view = handle.view.clone();
-    let found = tokio::time::timeout(Duration::from_secs(30), view.wait_for(|view| fits(view))).await;
-    match found {
-        Ok(view) => (view.unwrap().clone(), start.elapsed()),
-        Err(_) => panic!("never came: {what}; last: {:#?}", handle.view.borrow()),
-    }
 }
 
 fn connected(view: &ClusterView) -> bool {

@@ -5,12 +5,12 @@
 
 mod proxied;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pgsplice::cluster::{self, Bouncer, BouncerState, ClusterHandle, ClusterView, Proof, StoreHealth};
+use pgsplice::cluster::{self, Bouncer, BouncerState, ClusterView, Proof, StoreHealth};
 use pgsplice::config;
 use pgsplice_tests::callbacks;
+use pgsplice_tests::view::until;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use xtask::lab::{Lab, LabSpec, Proxy, Store};
@@ -72,20 +72,6 @@ async fn checks_only(mut client: TcpStream, member: &str) -> std::io::Result<()>
     let mut patroni = TcpStream::connect(member).await?;
     patroni.write_all(&request[..length]).await?;
     tokio::io::copy(&mut patroni, &mut client).await.map(drop)
-}
-
-async fn until(
-    handle: &ClusterHandle,
-    what: &str,
-    fits: impl Fn(&ClusterView) -> bool,
-) -> (Arc<ClusterView>, Duration) {
-    let start = Instant::now();
-    let mut views = handle.view.clone();
-    let found = tokio::time::timeout(Duration::from_secs(60), views.wait_for(|view| fits(view))).await;
-    match found {
-        Ok(view) => (view.unwrap().clone(), start.elapsed()),
-        Err(_) => panic!("never came: {what}; last: {:#?}", handle.view.borrow()),
-    }
 }
 
 fn primary(view: &ClusterView) -> Option<&str> {
