@@ -509,6 +509,8 @@ pub struct Listener {
     pub tcp: Tcp,
     /// listen(2)'s queue.
     pub backlog: i32,
+    /// Accept a client when its first bytes are there.
+    pub defer_accept: bool,
     pub splice: SpliceRoad,
     pub splice_after: SpliceAfter,
 }
@@ -523,6 +525,7 @@ impl Default for Listener {
             max_startup_size: 10_000,
             tcp: Tcp::default(),
             backlog: 4096,
+            defer_accept: true,
             splice: SpliceRoad::Auto,
             splice_after: SpliceAfter::Auto,
         }

@@ -263,6 +263,7 @@ pub fn listener(listener: &Listener) -> Settings {
         max_startup_size,
         tcp: listener_tcp,
         backlog,
+        defer_accept,
         splice,
         splice_after,
     } = listener;
@@ -280,6 +281,7 @@ pub fn listener(listener: &Listener) -> Settings {
             ("startup_timeout", duration(*startup_timeout)),
             ("max_startup_size", number(max_startup_size)),
             ("backlog", number(backlog)),
+            ("defer_accept", Value::Bare(defer_accept.to_string())),
             ("splice", text(splice_road_name(*splice))),
             ("splice_after", splice_after),
         ],

@@ -262,6 +262,7 @@ impl Proxy {
             let listener = match (same, prepared.sockets.remove(name)) {
                 (Some(same), None) => {
                     same.config.store(Arc::new(config.clone()));
+                    same.sockets.lock().iter().for_each(|bound| bound.defer_accept(config));
                     same.clone()
                 }
                 (_, sockets) => {

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::leg;
 use crate::config;
+use crate::splice::sockets;
 
 /// One address of a listener with its sockets.
 #[derive(Debug)]
@@ -63,6 +65,15 @@ impl Bound {
                 tracing::warn!(address = %self.address, "socket options: {error}");
             }
         }
+        self.defer_accept(listener);
+    }
+
+    pub fn defer_accept(&self, listener: &config::Listener) {
+        for socket in &self.sockets {
+            if let Err(error) = sockets::defer_accept(socket.as_fd(), listener.defer_accept) {
+                tracing::warn!(address = %self.address, "TCP_DEFER_ACCEPT: {error}");
+            }
+        }
     }
 
     /// The sockets that a thread accepts from. Each socket has a thread, and each thread a socket.
@@ -115,6 +126,10 @@ pub fn local_address(socket: &Socket) -> io::Result<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::net::TcpStream;
+    use std::time::Duration;
+
     use super::*;
 
     fn dealt(bound: &Bound, threads: usize) -> Vec<Vec<usize>> {
@@ -143,5 +158,28 @@ mod tests {
         let shared =
             Bound::adopt("127.0.0.1:0".parse().unwrap(), vec![alone], 3, &config::Listener::default(), None).unwrap();
         assert_eq!(dealt(&shared, 3), [[0], [0], [0]]);
+    }
+
+    #[test]
+    fn a_client_is_accepted_when_it_speaks_or_after_a_while() {
+        let mut listener = config::Listener::default();
+        let bound = Bound::bind("127.0.0.1:0".parse().unwrap(), 1, &listener, None).unwrap();
+        bound.make_ours(&listener);
+        let socket = &bound.sockets[0];
+        let accepted = |limit: Duration| {
+            socket.set_read_timeout(Some(limit)).unwrap();
+            socket.accept().is_ok()
+        };
+        let long = Duration::from_secs(10);
+        let mut client = TcpStream::connect(bound.address).unwrap();
+        assert!(!accepted(Duration::from_millis(200)), "it has said nothing");
+        client.write_all(b"\0").unwrap();
+        assert!(accepted(Duration::from_millis(700)), "it has spoken");
+        let _silent = TcpStream::connect(bound.address).unwrap();
+        assert!(accepted(long), "one that stays silent shall not be forgotten");
+        listener.defer_accept = false;
+        bound.defer_accept(&listener);
+        let _silent = TcpStream::connect(bound.address).unwrap();
+        assert!(accepted(Duration::from_millis(700)), "a reload may take it back");
     }
 }

@@ -127,6 +127,12 @@ pub fn flush_acks(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_int(socket, libc::TCP_QUICKACK, 1)
 }
 
+/// Whether a listening socket gives a connection out only with its first bytes. One that stays silent comes about a
+/// second later, when the kernel has repeated its SYN-ACK (`TCP_DEFER_ACCEPT` of 1 s).
+pub fn defer_accept(socket: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    set_int(socket, libc::TCP_DEFER_ACCEPT, on.into())
+}
+
 /// Bytes received and not read yet.
 pub fn unread(socket: BorrowedFd<'_>) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;

@@ -30,6 +30,7 @@ pub(super) fn listener(mut section: Section<'_, '_>) -> Listener {
     section.set("startup_timeout", values::duration(), &mut listener.startup_timeout);
     section.set("max_startup_size", values::size_within(64..=1 << 20), &mut listener.max_startup_size);
     section.set("backlog", values::count(1..=1 << 20), &mut listener.backlog);
+    section.set("defer_accept", values::flag(), &mut listener.defer_accept);
     section.set("splice", values::one_of(ROADS), &mut listener.splice);
     section.set("splice_after", values::splice_after(), &mut listener.splice_after);
     tcp(section.section("tcp"), &mut listener.tcp);

@@ -79,6 +79,7 @@ const FULL: [&str; 7] = [
         startup_timeout = "3s"
         max_startup_size = 4096
         backlog = 512
+        defer_accept = false
         splice = "xdp"
         splice_after = 3
         [listener.l.tcp]

@@ -280,6 +280,7 @@ admin.http = "127.0.0.1:5432""#, r#"pgsplice.toml:1: listener.l.bind: 127.0.0.1:
     (STATIC, r#"listener.l.max_startup_size = "4MiB""#, r#"pgsplice.toml:1: listener.l.max_startup_size: 4194304 bytes is too large; expected a size from 64 to 1048576 bytes"#),
     (STATIC, r#"listener.l.max_startup_size = 8"#, r#"pgsplice.toml:1: listener.l.max_startup_size: 8 bytes is too small; expected a size from 64 to 1048576 bytes"#),
     (STATIC, r#"listener.l.backlog = 0"#, r#"pgsplice.toml:1: listener.l.backlog: 0 is too small; expected a whole number from 1 to 1048576"#),
+    (STATIC, r#"listener.l.defer_accept = 1"#, r#"pgsplice.toml:1: listener.l.defer_accept: 1 is a number; expected true or false"#),
     (STATIC, r#"listener.l.splice = "tpc""#, r#"pgsplice.toml:1: listener.l.splice: "tpc" is not known (did you mean "tc"?); expected one of "auto", "xdp", "tc", "sockmap", "relay""#),
     (STATIC, r#"listener.l.splice = "xdp""#, r#"pgsplice.toml:1: listener.l.splice: "xdp" needs interfaces to run on, and splice.interfaces is empty; expected interfaces = ["eth0"] in [splice], with those of clients and backends, or splice = "auto""#),
     (STATIC, r#"listener.l.splice = "tc""#, r#"pgsplice.toml:1: listener.l.splice: "tc" needs interfaces to run on, and splice.interfaces is empty; expected interfaces = ["eth0"] in [splice], with those of clients and backends, or splice = "auto""#),
@@ -300,7 +301,7 @@ splice.mode = "xdp""#, r#"pgsplice.toml:1: listener.l.splice: "tc" never runs wi
     (STATIC, r#"pool.p.timeout = "3s""#, r#"pgsplice.toml:1: pool.p.timeout: unknown key (did you mean "timeouts"?); expected one of address, backend, balance, cluster, connect_attempts, cut_spread, fallback_to_primary, max_lag, max_lag_time, max_sessions_per_backend, passive, prefer, probe, queue, role, route, slow_start, tags, tcp, timeouts"#),
     (STATIC, r#"pool.p.idle = "3s""#, r#"pgsplice.toml:1: pool.p.idle: unknown key here (it belongs in [pool.NAME.timeouts]); expected one of address, backend, balance, cluster, connect_attempts, cut_spread, fallback_to_primary, max_lag, max_lag_time, max_sessions_per_backend, passive, prefer, probe, queue, role, route, slow_start, tags, tcp, timeouts"#),
     (STATIC, r#"pool.p.queue.max = 1"#, r#"pgsplice.toml:1: pool.p.queue.max: unknown key; expected one of size, timeout"#),
-    (STATIC, r#"listener.l.max-sessions = 5"#, r#"pgsplice.toml:1: listener.l.max-sessions: unknown key (did you mean "max_sessions"?); expected one of backlog, bind, max_sessions, max_startup_size, pool, splice, splice_after, startup_timeout, tcp"#),
+    (STATIC, r#"listener.l.max-sessions = 5"#, r#"pgsplice.toml:1: listener.l.max-sessions: unknown key (did you mean "max_sessions"?); expected one of backlog, bind, defer_accept, max_sessions, max_startup_size, pool, splice, splice_after, startup_timeout, tcp"#),
 ];
 
 fn errors_of(around: Around, lines: &str) -> ConfigErrors {
