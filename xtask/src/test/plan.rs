@@ -17,12 +17,13 @@ const ROADS: [(&str, &[&str], &[&str]); 3] = [
 /// They ask what happens within tenths of a second: nothing else runs meanwhile. They come first.
 const ALONE: [&str; 4] = ["tests/pace", "tests/agent", "proxy/sockmap", "proxy/lib"];
 
-/// Those that take longest, longest first: whoever began one of them last would wait for it at the end.
+/// Those that take longest, longest first: whoever began one of them last would wait for it at the end. Not beside
+/// elections what needs every processor.
 const LONG: [&str; 7] = [
+    "tests/regress",
     "tests/splice",
     "tests/truth",
     "tests/failover",
-    "tests/regress",
     "tests/stores",
     "tests/session",
     "tests/server_side",
@@ -46,9 +47,9 @@ pub fn jobs<'p>(programs: &'p [Program], filter: Option<&str>, at_once: AtOnce) 
             let tests = program.count(&arguments)?;
             if tests > 0 {
                 let threads = tests.min(at_once.0);
-                let weight = if HEAVY.contains(&&*program.name) { at_once.0.min(2) } else { threads };
+                let weight = if HEAVY.contains(&&*program.name) { at_once.0.min(2) } else { 1 };
                 let alone = ALONE.contains(&&*program.name);
-                jobs.push(Job { program, road, arguments: arguments.clone(), threads, weight, alone });
+                jobs.push(Job { program, road, arguments: arguments.clone(), tests, threads, weight, alone });
             }
         }
     }

@@ -15,6 +15,8 @@ use crate::build;
 
 /// How often it is said what still runs.
 const NEWS: Duration = Duration::from_secs(60);
+/// How often it is looked whose tests are nearly through.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// How many tests run at the same time, of however many programs.
 #[derive(Clone, Copy)]
@@ -24,11 +26,12 @@ pub struct AtOnce(pub usize);
 pub struct Job<'p> {
     pub program: &'p Program,
     pub road: &'static str,
-    /// Which of its tests.
+    /// Which of its tests, and how many these are.
     pub arguments: Vec<String>,
+    pub tests: usize,
     /// How many of them at once.
     pub threads: usize,
-    /// How many tests it counts for.
+    /// How many tests one of them counts for.
     pub weight: usize,
     /// Nothing runs beside it.
     pub alone: bool,
@@ -54,6 +57,8 @@ struct Running {
     name: String,
     output: PathBuf,
     begun: Instant,
+    tests: usize,
+    threads: usize,
     weight: usize,
     alone: bool,
 }
@@ -79,12 +84,13 @@ pub fn all(jobs: Vec<Job>, at_once: AtOnce, lint: bool) -> Result<Outcome> {
     let mut running: Vec<Option<Running>> = Vec::new();
     let mut outcome = Outcome::default();
     let mut lint = lint.then(linter).transpose()?;
+    let mut told = Instant::now();
     loop {
         let now = || running.iter().flatten();
         let alone = now().any(|one| one.alone);
-        let busy: usize = now().map(|one| one.weight).sum();
+        let busy: usize = now().map(Running::places).sum();
         let room = at_once.0.saturating_sub(busy);
-        let fits = |job: &Job| if job.alone { busy == 0 } else { !alone && job.weight <= room };
+        let fits = |job: &Job| if job.alone { running.iter().all(Option::is_none) } else { !alone && job.fits(room) };
         // A program that must be alone is not passed by the next, or it would wait for ever.
         let first_alone = waiting.iter().position(|job| job.alone);
         let next = waiting.iter().position(fits).filter(|next| first_alone.is_none_or(|alone| *next <= alone));
@@ -99,19 +105,21 @@ pub fn all(jobs: Vec<Job>, at_once: AtOnce, lint: bool) -> Result<Outcome> {
             && !alone
             && let Some(command) = lint.take()
         {
-            let one = Running::new("lint", 0, folder.join("lint.txt"));
+            let one = Running::new("lint", folder.join("lint.txt"));
             running.push(Some(one.begin(command, running.len(), &tell)?));
         }
         if running.iter().flatten().count() == 0 {
             return Ok(outcome);
         }
-        match hear.recv_timeout(NEWS) {
+        match hear.recv_timeout(LOOK) {
             Ok((number, status)) => {
                 if let Some(one) = running[number].take() {
                     outcome.add(&one, &status.with_context(|| format!("cannot wait for {}", one.name))?)?;
                 }
             }
+            Err(RecvTimeoutError::Timeout) if told.elapsed() < NEWS => {}
             Err(RecvTimeoutError::Timeout) => {
+                told = Instant::now();
                 let at_work = |one: &Running| format!("{} ({:.0} s)", one.name, one.begun.elapsed().as_secs_f64());
                 let names: Vec<String> = running.iter().flatten().map(at_work).collect();
                 println!("== at work: {}; what they say so far is in {}", names.join(", "), folder.display());
@@ -122,6 +130,11 @@ pub fn all(jobs: Vec<Job>, at_once: AtOnce, lint: bool) -> Result<Outcome> {
 }
 
 impl Job<'_> {
+    /// A program whose tests are many begins where half of them have room: its others follow those before it.
+    fn fits(&self, room: usize) -> bool {
+        (self.threads * self.weight).div_ceil(2) <= room
+    }
+
     fn prepare(&self, folder: &std::path::Path) -> (Command, Running) {
         let mut command = Command::new("unshare");
         command.args(["--net", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""]);
@@ -133,13 +146,20 @@ impl Job<'_> {
             road => format!("{} by {road}", self.program.name),
         };
         let output = folder.join(format!("{}.txt", name.replace(['/', ' '], "-")));
-        (command, Running { alone: self.alone, ..Running::new(&name, self.weight, output) })
+        let Self { tests, threads, weight, alone, .. } = *self;
+        (command, Running { tests, threads, weight, alone, ..Running::new(&name, output) })
     }
 }
 
 impl Running {
-    fn new(name: &str, weight: usize, output: PathBuf) -> Self {
-        Self { name: name.to_owned(), output, begun: Instant::now(), weight, alone: false }
+    fn new(name: &str, output: PathBuf) -> Self {
+        Self { name: name.to_owned(), output, begun: Instant::now(), tests: 0, threads: 0, weight: 0, alone: false }
+    }
+
+    /// How many tests it counts for now: the last of a program leave room for the next one's.
+    fn places(&self) -> usize {
+        let said = fs::read(&self.output).unwrap_or_default();
+        self.threads.min(self.tests.saturating_sub(ended(&String::from_utf8_lossy(&said)))) * self.weight
     }
 
     fn begin(self, mut command: Command, number: usize, tell: &mpsc::Sender<Ended>) -> Result<Self> {
@@ -152,6 +172,12 @@ impl Running {
         std::thread::spawn(move || drop(tell.send((number, child.wait()))));
         Ok(self)
     }
+}
+
+/// How many tests a program has told the end of.
+fn ended(said: &str) -> usize {
+    let ends = [" ... ok", " ... FAILED", " ... ignored"];
+    said.lines().filter(|line| line.starts_with("test ") && ends.iter().any(|end| line.contains(end))).count()
 }
 
 /// Ctrl-C reaches every process of the terminal; a signal to xtask alone ends what it has begun, too. Labs go with the
@@ -217,6 +243,14 @@ impl Count {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_test_has_ended_when_its_result_is_told() {
+        let said = "running 3 tests\ntest a ... ok\ntest b has been running for over 60 seconds\ntest b ... FAILED\n\
+            test c ... ignored, started by another test\n\ntest result: FAILED. 1 passed; 1 failed; 1 ignored;";
+        assert_eq!(ended(said), 3);
+        assert_eq!(ended("running 1 test\n"), 0);
+    }
 
     #[test]
     fn results_are_added_up() {
