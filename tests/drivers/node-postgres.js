@@ -67,7 +67,7 @@ async function main() {
   setTimeout(() => canceler.cancel(client, query), 500)
   assert.equal((await ended).code, '57014')
   await closed
-  assert(Date.now() - begun < 5000)
+  assert(Date.now() - begun < 20000)
   console.log('cancel')
 
   const rows = await client.query("SELECT repeat(lpad(i::text, 8, '0'), 128) AS t FROM generate_series(1, 12000) i")

@@ -68,7 +68,7 @@ async def main():
         pass
     # The connection is usable only when the server has taken the cancel.
     assert await connection.fetchval("SELECT 1") == 1
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
     print("cancel")
 
     rows = await connection.fetch("SELECT repeat(lpad(i::text, 8, '0'), 128) FROM generate_series(1, 12000) i")

@@ -71,7 +71,7 @@ for cancel in [connection.cancel, connection.cancel_safe]:
         connection.execute("SELECT pg_sleep(60)")
         sys.exit("it slept")
     except psycopg.errors.QueryCanceled:
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 20
     timer.join()
 print("cancel")
 

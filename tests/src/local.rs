@@ -119,7 +119,8 @@ impl Proxy {
         samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
 
-    fn try_get(&self, path: &str) -> Option<Value> {
+    /// The same, where nobody may answer.
+    pub fn try_get(&self, path: &str) -> Option<Value> {
         serde_json::from_str(&self.try_get_text(path)?).ok()
     }
 
@@ -262,9 +263,9 @@ impl Backend {
     }
 }
 
-/// An address nobody listens on.
+/// An address nobody listens on, nor will before the test itself does.
 pub fn dead_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+    (Ipv4Addr::LOCALHOST, crate::stores::free_port()).into()
 }
 
 /// A StartupMessage 3.0 for this user.

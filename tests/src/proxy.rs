@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use xtask::lab::cluster::{BOUNCER_PORT, binaries};
 use xtask::lab::{Host, HostSpec, Lab, Program, Service, until_ok};
@@ -114,7 +114,7 @@ impl Pgsplice {
             }
             started.status().map(|_| true)
         };
-        match until_ok("pgsplice to answer on its admin socket", Duration::from_secs(10), answers) {
+        match until_ok("pgsplice to answer on its admin socket", Duration::from_secs(20), answers) {
             Ok(true) => Ok(started),
             Ok(false) => bail!("pgsplice on {} ended at once; its log ends with\n{}", host.name(), started.log_tail()),
             Err(error) => Err(error).with_context(|| format!("its log ends with\n{}", started.log_tail())),
@@ -151,6 +151,16 @@ impl Pgsplice {
     /// All it logged so far.
     pub fn log(&self) -> Result<String> {
         Ok(std::fs::read_to_string(self.service.log_path())?)
+    }
+
+    /// The access lines of the sessions that ended, once there are so many: each is written a moment after its session is
+    /// counted.
+    pub fn wait_access_lines(&self, count: usize) -> Result<Vec<String>> {
+        until_ok("the access lines", Duration::from_secs(20), || {
+            let lines = self.access_lines()?;
+            ensure!(lines.len() >= count, "{} of {count}", lines.len());
+            Ok(lines)
+        })
     }
 
     /// The access lines of the sessions that ended so far.

@@ -134,7 +134,7 @@ fn what_goes_in_and_out_by_copy_is_the_same() {
         lines.iter().filter_map(value).filter(|bytes| *bytes > rows * ROW && *bytes < rows * ROW * 11 / 10).count()
     };
     let both = || carried("bytes_in=") == 1 && carried("bytes_out=") == 1;
-    until("both sessions in the access log with their bytes", Duration::from_secs(5), both).unwrap();
+    until("both sessions in the access log with their bytes", Duration::from_secs(20), both).unwrap();
     if proxy::road() == "sockmap" {
         // Which waits for no moment of silence.
         let lines = fleet.proxy.access_lines().unwrap();

@@ -288,7 +288,7 @@ where
     };
     let (slept, ()) = tokio::join!(client.batch_execute("SELECT pg_sleep(60)"), cancel);
     assert_eq!(slept.unwrap_err().code().unwrap().code(), "57014");
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_secs(20));
 
     let sql = "SELECT repeat(lpad(i::text, 8, '0'), 128) FROM generate_series(1, 12000) i";
     let rows = client.query(sql, &[]).await.unwrap();
@@ -335,7 +335,7 @@ fn libpq_reaches_postgresql_by_direct_tls() {
         let lines = fleet.proxy.access_lines().unwrap();
         lines.iter().filter(|line| line.contains("pool=\"postgres\"") && line.contains("tls=true")).count() == 2
     };
-    until("the access lines of both", Duration::from_secs(5), logged).unwrap();
+    until("the access lines of both", Duration::from_secs(20), logged).unwrap();
 }
 
 /// PostgreSQL 17 knows 3.0 only: a client that asks for 3.2 is told so and goes on.

@@ -39,8 +39,8 @@ fn a_client_that_vanished_is_noticed_and_its_backend_connection_closed() {
     let mut psql = psql.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     until("the query", SOON, || proxy.command(&["sessions"]).unwrap().contains("forward")).unwrap();
     lab.net.cut("client").unwrap();
-    until("its end", SOON, || proxy.session_count().unwrap() == 0).unwrap();
-    assert_eq!(ended(&proxy, "client-reset"), 1);
+    until("its end", SOON, || ended(&proxy, "client-reset") == 1).unwrap();
+    assert_eq!(proxy.session_count().unwrap(), 0);
     let at_bouncers = || {
         let clients =
             lab.bouncers().iter().map(|host| lab.bouncer_admin(host, "SHOW CLIENTS").unwrap()).collect::<String>();

@@ -8,7 +8,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use xtask::lab::{HostSpec, Net, NetSpec, Program};
+use xtask::lab::{HostSpec, Net, NetSpec, Program, until};
+
+const SOON: Duration = Duration::from_secs(20);
 
 fn two_hosts() -> Net {
     let root = xtask::setup::root();
@@ -31,11 +33,11 @@ fn hosts_hear_each_other_until_the_switch_drops_them() {
     let net = two_hosts();
     let right = net.host("right");
     let _listener = right.on_thread(|| TcpListener::bind("0.0.0.0:7000").unwrap()).unwrap();
-    assert!(hears("left", "right", &net));
+    until("the first word", SOON, || hears("left", "right", &net)).unwrap();
     net.cut("right").unwrap();
     assert!(!hears("left", "right", &net));
     net.heal("right").unwrap();
-    assert!(hears("left", "right", &net));
+    until("the network to be whole", SOON, || hears("left", "right", &net)).unwrap();
     net.partition("left", "right").unwrap();
     assert!(!hears("left", "right", &net));
     net.heal("left").unwrap();
@@ -65,9 +67,9 @@ fn a_killed_service_is_seen_and_started_again() {
     let net = two_hosts();
     let service = net.host("left").spawn(Program::new("ticker", ["sh", "-c", "echo up; exec sleep 1000"])).unwrap();
     let first = service.pid();
-    xtask::lab::until("the first line", Duration::from_secs(5), || service.log_tail(1) == "up").unwrap();
+    until("the first line", SOON, || service.log_tail(1) == "up").unwrap();
     service.kill(9).unwrap();
-    service.wait(Duration::from_secs(5)).unwrap();
+    service.wait(SOON).unwrap();
     assert!(!service.is_running());
     service.restart().unwrap();
     assert!(service.is_running() && service.pid() != first);
@@ -103,13 +105,10 @@ fn a_killed_owner_leaves_nothing() {
     owner.args(["--exact", "a_killed_owner_leaves_nothing"]).env("LAB_OWNER_TO_KILL", &marker);
     let mut owner = owner.spawn().unwrap();
     let read = || std::fs::read_to_string(&marker).unwrap_or_default();
-    xtask::lab::until("the other lab", Duration::from_secs(10), || !read().is_empty()).unwrap();
+    until("the other lab", SOON, || !read().is_empty()).unwrap();
     owner.kill().unwrap();
     owner.wait().unwrap();
     let left = Path::new("/run/netns").join(format!("pgs{}-left", read()));
-    xtask::lab::until("its namespaces to go", Duration::from_secs(5), || !left.exists()).unwrap();
-    xtask::lab::until("its folder to go", Duration::from_secs(5), || {
-        !Path::new("/var/lib/pgsplice-lab").join(read()).exists()
-    })
-    .unwrap();
+    until("its namespaces to go", SOON, || !left.exists()).unwrap();
+    until("its folder to go", SOON, || !Path::new("/var/lib/pgsplice-lab").join(read()).exists()).unwrap();
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use pgsplice::cluster::proof::{Answer, Prober};
 use pgsplice::config::{ProofConfig, TlsFiles};
-use pgsplice_tests::stores::certificates;
+use pgsplice_tests::stores::{certificates, free_port};
 use tempfile::TempDir;
 
 /// `openssl s_server -HTTP` answers with the file named in the request, to those whose certificate our CA signed.
@@ -19,7 +19,7 @@ struct Server {
 
 impl Server {
     fn start(folder: &TempDir) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let body = r#"{"state":"running","role":"primary","timeline":3,"patroni":{"scope":"lab","name":"pg1"}}"#;
         let answer = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         std::fs::write(folder.path().join("patroni"), answer).unwrap();

@@ -176,10 +176,10 @@ async fn the_primary_opens_and_moves() {
     until(&handle, "nobody", |view| view.primary.is_none() && view.leader_key.is_none()).await;
     all_read(&members, Some("pg2"), 2);
     let (view, took) = until(&handle, "named", |view| view.leader_key.as_deref() == Some("pg2")).await;
-    assert!(view.primary.is_none() && took < Duration::from_millis(500), "{took:?}");
+    assert!(view.primary.is_none() && took < Duration::from_secs(2), "{took:?}");
     members[1].is("primary", 2);
     let (view, took) = until(&handle, "pg2", open_to("pg2")).await;
-    assert!(view.cut.contains_key("pg1") && took < Duration::from_millis(500), "{took:?}");
+    assert!(view.cut.contains_key("pg1") && took < Duration::from_secs(2), "{took:?}");
 }
 
 #[tokio::test]
@@ -244,7 +244,7 @@ async fn with_the_store_away_behind_them_the_view_is_frozen_and_the_primary_stay
         member.reads(None);
     }
     let (view, took) = until(&handle, "unreachable", away).await;
-    assert!(why(&view).contains("GET /cluster answered HTTP 500") && took < Duration::from_secs(3), "{}", why(&view));
+    assert!(why(&view).contains("GET /cluster answered HTTP 500") && took < Duration::from_secs(6), "{}", why(&view));
     tokio::time::sleep(Duration::from_secs(3)).await;
     let view = handle.view.borrow().clone();
     assert!(open_to("pg1")(&view) && view.members.len() == 3, "it still proves itself: {}", view.closed_because);
@@ -285,7 +285,8 @@ async fn a_lower_timeline_is_refused_over_a_reload_and_a_takeover_until_a_restar
         command.arg("--takeover");
         command
     });
-    next.wait("the next process to answer", |next| next.get("/v1/status")["pid"] == next.pid());
+    let serves = |next: &Proxy| next.try_get("/v1/status").is_some_and(|status| status["pid"] == next.pid());
+    next.wait("the next process to answer", serves);
     next.wait("the next process to refuse", is_refused);
     drop((proxy, next));
     let fresh = Proxy::start(&config("150ms"));

@@ -160,8 +160,9 @@ mod tests {
         address
     }
 
+    /// Nobody else listens at this address.
     async fn refused() -> SocketAddr {
-        TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+        TcpListener::bind("127.7.0.2:0").await.unwrap().local_addr().unwrap()
     }
 
     #[tokio::test]

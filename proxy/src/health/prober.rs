@@ -219,7 +219,8 @@ mod tests {
 
     #[tokio::test]
     async fn it_follows_a_backend_down_and_up_again() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // An address of its own: nobody else takes the port while it is down.
+        let listener = TcpListener::bind("127.7.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let pool = pool(fast(ProbeKind::Tcp), config::Passive::default(), &[address]);
         let backend = pool.backends.load()[0].clone();

@@ -156,7 +156,7 @@ async fn the_databases_follow_the_leader() {
     assert_eq!(world.bouncer.host_of("app").await, "127.1.0.1");
     world.fail_over(2).await;
     let took = world.until_ready_on("pg2").await;
-    assert!(took < Duration::from_millis(500), "{took:?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
     assert_eq!(world.bouncer.host_of("app").await, "127.1.0.2");
     assert_eq!(world.registered().await.unwrap().timeline, Some(2));
     agent.stop().await;

@@ -99,7 +99,7 @@ async fn an_announcement_that_is_taken_back_is_resumed_at_once() {
     world.until_state(BouncerState::Paused).await;
     world.take_back().await;
     let took = world.until_ready_on("pg1").await;
-    assert!(took < Duration::from_millis(500), "{took:?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
     assert!(world.bouncer.paused().await.is_empty());
     agent.stop().await;
 }
@@ -112,7 +112,7 @@ async fn a_switchover_that_does_not_come_is_not_waited_for_for_ever() {
     world.announce().await;
     world.until_state(BouncerState::Paused).await;
     let took = world.until_ready_on("pg1").await;
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(world.bouncer.paused().await.is_empty(), "nor is it paused again");
     // The leader goes and no other comes: held, and for as long as that. The way is to who comes next.

@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use pgsplice::splice::brief::{BRIEF, Brief};
 use socket2::SockRef;
 use xtask::lab::until;
 
@@ -71,9 +72,8 @@ fn bytes_that_come_late_to_a_session_in_the_kernel_are_not_acknowledged_for_it()
         let plan = Plan { wait: 50 * MS, ..Plan::default() };
         let (mut client, asked, late) = with_late_bytes(&rig, &mut backlog, plan);
         // The client does not see the reply, so both sockets stay; nor do its repetitions come through.
-        wire.judge(|toward, frame| match frame::read(frame).is_some_and(|tcp| tcp.payload > 0) {
-            true if toward == Toward::Segment => Fate::Drop,
-            true => Fate::Late(400 * MS),
+        wire.judge(|_, frame| match frame::read(frame).is_some_and(|tcp| tcp.payload > 0) {
+            true => Fate::Drop,
             false => Fate::Pass,
         });
         rig.wait_spliced(1);
@@ -185,11 +185,17 @@ fn send_ack(client: &Client) {
     }
 }
 
+/// Segments that a host repeated and the other end did not have yet: what a busy machine holds up is repeated as well.
+fn lost(rig: &Rig, host: &str) -> u64 {
+    let of = |name| rig.tcp_counter(host, name);
+    of("RetransSegs").saturating_sub(of("TCPDSACKRecv"))
+}
+
 #[test]
 fn no_pause_between_the_readings_makes_a_timestamp_old() {
     let test = |rig: Rig| {
         let _slow = slow(&rig, "getsockopt", 30 * MS);
-        let before = ["client", "backend"].map(|host| rig.tcp_counter(host, "RetransSegs"));
+        let before = ["client", "backend"].map(|host| lost(&rig, host));
         for _ in 0..4 {
             let mut client = Client::begin(rig.host("client"), None, rig.address(), Plan::default()).unwrap();
             let done = AtomicBool::new(false);
@@ -212,7 +218,7 @@ fn no_pause_between_the_readings_makes_a_timestamp_old() {
         }
         for (host, before) in ["client", "backend"].into_iter().zip(before) {
             assert_eq!(rig.tcp_counter(host, "PAWSEstab"), 0, "{host} took a packet for an old one");
-            assert_eq!(rig.tcp_counter(host, "RetransSegs"), before, "{host} had to repeat something");
+            assert!(lost(&rig, host) <= before, "{host} had to repeat something");
         }
         assert_eq!(rig.on_road("relay"), 0, "{:?}", rig.sessions());
     };
@@ -221,22 +227,38 @@ fn no_pause_between_the_readings_makes_a_timestamp_old() {
 
 #[test]
 fn where_most_sessions_are_brief_each_is_given_a_moment_first() {
-    const SESSIONS: u64 = 24;
-    // The last is told what eleven before it were.
-    const LEARNT_AFTER: f64 = 11.0;
+    /// Sessions that are to be over before their moment is, and those among which they must be found.
+    const RELAYED: usize = 12;
+    const MOST: u64 = 200;
     on_both_at_once(
         |setting| Setting { listener: "splice_after = \"auto\"", ..setting },
         |rig| {
             let handed_off = || rig.metric("pgsplice_handoffs_total");
-            for number in 1..=SESSIONS {
+            // A busy machine makes some of them longer than they are: what comes of each follows from those before it.
+            let (brief, mut relayed, mut number) = (Brief::default(), 0, 0);
+            while relayed < RELAYED {
+                number += 1;
+                assert!(number <= MOST, "{relayed} of {MOST} sessions were over within their moment");
                 drop(rig.client());
                 rig.wait_ended("client-closed", number);
+                let line = rig.proxy().wait_access_lines(number as usize).unwrap().pop().unwrap();
+                let field = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name)).unwrap();
+                let (waits, age) =
+                    (brief.logged_in(), Duration::from_secs_f64(field("total_ms=").parse::<f64>().unwrap() / 1e3));
+                brief.ended(age);
+                let road = field("road=").trim_matches('"');
+                match waits {
+                    false => assert_eq!(road, rig.road.name(), "session {number}: {line}"),
+                    true if age < BRIEF => {
+                        assert_eq!(road, "relay", "session {number}: {line}");
+                        relayed += 1;
+                    }
+                    true => {}
+                }
             }
-            // A busy machine makes some of them longer than they are.
-            let early = handed_off();
-            assert!((LEARNT_AFTER..LEARNT_AFTER + 4.0).contains(&early), "{early} of {SESSIONS}");
+            let (early, begun) = (handed_off(), Instant::now());
             let mut stays = rig.client();
-            assert_eq!(handed_off(), early);
+            assert!(handed_off() == early || begun.elapsed() >= BRIEF, "it was not given its moment");
             rig.wait_spliced(1);
             stays.echo(100).unwrap();
         },

@@ -2,13 +2,29 @@
 
 use std::net::{SocketAddr, SocketAddrV6};
 
+use xtask::lab::until;
+
 use crate::peer::Client;
-use crate::rig::{MB, PORT, Rig, Road, Setting, on_both_with};
+use crate::rig::{MB, PORT, Rig, Road, SOON, Setting, on_both, on_both_with};
 
 const SYSCTL: &str = "/proc/sys/net/ipv4/";
 
 fn set(host: &'static str, name: &str, value: u32) -> (&'static str, String) {
     (host, format!("echo {value} > {SYSCTL}{name}"))
+}
+
+/// What new connections are made with, for as long as the test runs.
+fn with(rig: &Rig, settings: &[(&'static str, &str, u32)], test: impl FnOnce()) {
+    let before: Vec<u32> = settings
+        .iter()
+        .map(|(host, name, _)| rig.host(host).read(format!("{SYSCTL}{name}")).unwrap().trim().parse().unwrap())
+        .collect();
+    let write = |host: &'static str, name: &str, value: u32| {
+        rig.host(host).run(["sh", "-ec", &set(host, name, value).1]).unwrap();
+    };
+    settings.iter().for_each(|(host, name, value)| write(host, name, *value));
+    test();
+    settings.iter().zip(before).for_each(|((host, name, _), value)| write(host, name, value));
 }
 
 fn moves(client: &mut Client) {
@@ -18,43 +34,43 @@ fn moves(client: &mut Client) {
 }
 
 fn is_relayed(rig: &Rig, to: SocketAddr, why: &str) {
+    let number = rig.ended("client-closed") + 1;
     let mut client = Client::connect(rig.host("client"), to).unwrap();
     moves(&mut client);
     drop(client);
-    rig.wait_ended("client-closed", 1);
-    let line = rig.proxy().access_lines().unwrap().remove(0);
+    rig.wait_ended("client-closed", number);
+    let line = rig.proxy().wait_access_lines(number as usize).unwrap().pop().unwrap();
     assert!(line.contains("road=\"relay\"") && line.contains(&format!("road_why=\"{why}\"")), "{why}: {line}");
 }
 
 #[test]
 fn an_option_that_only_one_leg_has_is_no_case_for_the_kernel() {
-    for host in ["client", "backend"] {
-        for (why, name, value) in [("timestamps", "tcp_timestamps", 0), ("sack", "tcp_sack", 0), ("ecn", "tcp_ecn", 1)]
-        {
-            on_both_with(
-                |setting| {
-                    let mut before = vec![set(host, name, value)];
-                    if (why, host) == ("ecn", "backend") {
-                        // Whose kernel only answers; pgsplice's asks.
-                        before.push(set("proxy", name, 1));
-                        before.push(set("client", name, 0));
-                    }
-                    Setting { before, ..setting }
-                },
-                |rig| is_relayed(&rig, rig.address(), why),
-            );
+    on_both(|rig| {
+        for host in ["client", "backend"] {
+            for (why, name, value) in
+                [("timestamps", "tcp_timestamps", 0), ("sack", "tcp_sack", 0), ("ecn", "tcp_ecn", 1)]
+            {
+                let mut settings = vec![(host, name, value)];
+                if (why, host) == ("ecn", "backend") {
+                    // Whose kernel only answers; pgsplice's asks.
+                    settings.extend([("proxy", name, 1), ("client", name, 0)]);
+                }
+                with(&rig, &settings, || is_relayed(&rig, rig.address(), why));
+            }
         }
-    }
+    });
 }
 
 #[test]
 fn what_neither_leg_has_is_not_missed() {
-    for name in ["tcp_timestamps", "tcp_sack", "tcp_window_scaling"] {
-        on_both_with(
-            |setting| Setting { before: vec![set("client", name, 0), set("backend", name, 0)], ..setting },
-            |rig| moves(&mut rig.spliced()),
-        );
-    }
+    on_both(|rig| {
+        for (number, name) in (1..).zip(["tcp_timestamps", "tcp_sack", "tcp_window_scaling"]) {
+            with(&rig, &[("client", name, 0), ("backend", name, 0)], || {
+                moves(&mut rig.spliced());
+                rig.wait_ended("client-closed", number);
+            });
+        }
+    });
 }
 
 #[test]
@@ -90,7 +106,7 @@ fn legs_on_interfaces_of_different_kinds_are_spliced_by_the_program_that_both_ha
                     ln -s /a-card /run/class/eth0/device/driver; mount --bind /run/class /sys/class/net";
     let before = vec![("proxy", one_card.into())];
     let rig = Setting { mode: Some("auto"), wire: true, before, ..Setting::new(Road::Tc) }.up();
-    assert!(rig.proxy().log().unwrap().contains("XDP program attached"), "{}", rig.proxy().log().unwrap());
+    until("the XDP program", SOON, || rig.proxy().log().unwrap().contains("XDP program attached")).unwrap();
     moves(&mut rig.spliced());
     let by = |road: &str| rig.metric(&format!("pgsplice_splice_forwarded_packets_total{{road=\"{road}\"}}"));
     assert_eq!((by("xdp"), by("tc") > 0.0), (0.0, true), "only a veth takes what XDP sends to it");

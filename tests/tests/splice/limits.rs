@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use xtask::lab::until;
 
-use crate::rig::{SOON, Setting, on_both_at_once, on_both_with};
+use crate::rig::{SOON, Setting, on_both_at_once};
 use crate::wire::{Fate, Toward, Wire};
 
 #[test]
 fn a_vanished_end_is_noticed_and_the_other_told() {
     const TCP: &str = "[listener.l.tcp]\nkeepalive_idle = \"1s\"\nkeepalive_interval = \"1s\"\nkeepalive_count = 2\n\
                        [pool.p.tcp]\nkeepalive_idle = \"1s\"\nkeepalive_interval = \"1s\"\nkeepalive_count = 2\n";
-    on_both_with(
+    on_both_at_once(
         |setting| Setting { more: TCP, ..setting },
         |rig| {
             let mut idle = rig.spliced();
             // One that only stands is asked and answers.
-            std::thread::sleep(std::time::Duration::from_secs(5));
+            std::thread::sleep(Duration::from_secs(5));
             idle.echo(100).unwrap();
             rig.net.cut("client").unwrap();
             rig.wait_ended("client-reset", 1);
@@ -41,8 +41,11 @@ fn a_session_that_stands_still_is_cut_at_its_limit_though_its_ends_answer_keepal
             rig.wait_spliced(3);
             half_closed.ask(b'f', 0).unwrap();
             assert_eq!(half_closed.end().unwrap(), 0);
-            rig.wait_ended("half-closed-timeout", 1);
-            busy.echo(100).unwrap();
+            let half_closed_ended = || {
+                busy.echo(100).unwrap();
+                rig.ended("half-closed-timeout") == 1
+            };
+            until("the half-closed one to be cut", SOON, half_closed_ended).unwrap();
             assert_eq!(still.end().unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
             rig.wait_ended("idle-timeout", 1);
             busy.echo(100).unwrap();
@@ -53,8 +56,8 @@ fn a_session_that_stands_still_is_cut_at_its_limit_though_its_ends_answer_keepal
 
 #[test]
 fn a_side_that_was_silent_for_long_is_given_its_time_to_answer() {
-    const TCP: &str = "[listener.l.tcp]\nkeepalive_idle = 0\nuser_timeout = \"2s\"\n\
-                       [pool.p.tcp]\nkeepalive_idle = 0\nuser_timeout = \"2s\"\n";
+    const TCP: &str = "[listener.l.tcp]\nkeepalive_idle = 0\nuser_timeout = \"3s\"\n\
+                       [pool.p.tcp]\nkeepalive_idle = 0\nuser_timeout = \"3s\"\n";
     on_both_at_once(
         |setting| Setting { wire: true, more: TCP, ..setting },
         |rig| {

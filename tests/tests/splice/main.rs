@@ -19,6 +19,7 @@ mod tuple;
 mod wire;
 
 use std::net::Shutdown;
+use std::time::{Duration, Instant};
 
 use rig::{MB, Road, SOON, Setting, on_both, on_both_with};
 use xtask::lab::until;
@@ -37,7 +38,7 @@ fn a_spliced_session_moves_every_byte_and_costs_no_socket() {
         assert_eq!((session["user"].as_str(), session["database"].as_str()), (Some("app"), Some("shop")));
         drop(client);
         rig.wait_ended("client-closed", 1);
-        let line = rig.proxy().access_lines().unwrap().remove(0);
+        let line = rig.proxy().wait_access_lines(1).unwrap().remove(0);
         assert!(line.contains(&format!("road=\"{}\"", rig.road.name())), "{line}");
         assert_eq!(rig.sessions().len(), 0);
     });
@@ -51,7 +52,7 @@ fn the_bytes_of_a_spliced_session_are_counted_to_the_last() {
         client.put(2 * MB).unwrap();
         drop(client);
         rig.wait_ended("client-closed", 1);
-        let line = rig.proxy().access_lines().unwrap().remove(0);
+        let line = rig.proxy().wait_access_lines(1).unwrap().remove(0);
         let field = |name: &str| -> usize {
             let at = line.find(name).unwrap() + name.len();
             line[at..].split(' ').next().unwrap().parse().unwrap()
@@ -166,7 +167,7 @@ fn xdp_without_forwarding_is_refused_and_said() {
     rig.host("proxy").run(["sh", "-ec", "echo 1 > /proc/sys/net/ipv4/ip_forward"]).unwrap();
     drop(client);
     // The answer is asked for anew each second.
-    std::thread::sleep(std::time::Duration::from_millis(1100));
+    std::thread::sleep(Duration::from_millis(1100));
     let mut client = rig.spliced();
     client.echo(5000).unwrap();
 }
@@ -199,11 +200,15 @@ fn a_hand_off_can_wait_for_replies_or_for_time() {
             client.echo(10).unwrap();
         },
     );
+    const AFTER: Duration = Duration::from_secs(1);
     let rig = Setting { listener: "splice_after = \"1s\"", ..Setting::new(Road::Tc) }.up();
+    let begun = Instant::now();
     let mut client = rig.client();
     client.echo(10).unwrap();
-    assert_eq!(rig.on_road("relay"), 1);
-    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let relayed = rig.on_road("relay");
+    // A busy machine may take longer to ask.
+    assert!(relayed == 1 || begun.elapsed() >= AFTER);
+    std::thread::sleep(AFTER + Duration::from_millis(100));
     client.echo(10).unwrap();
     rig.wait_spliced(1);
     client.echo(10).unwrap();
@@ -220,12 +225,19 @@ fn connection_tracking_does_not_keep_what_it_will_never_see_the_end_of() {
     let rig = Setting { before: vec![("proxy", track.into())], ..Setting::new(Road::Tc) }.up();
     let count =
         || rig.host("proxy").read("/proc/sys/net/netfilter/nf_conntrack_count").unwrap().trim().parse::<u32>().unwrap();
-    // Until pgsplice has seen that there is a table.
-    let _first = rig.client();
-    std::thread::sleep(std::time::Duration::from_millis(2100));
-    let mut clients: Vec<_> = (0..10).map(|_| rig.client()).collect();
-    rig.wait_spliced(11);
-    until("the entries to go", SOON, || count() <= 4).unwrap();
+    // Those that come before pgsplice has seen that there is a table leave two each.
+    let mut clients = Vec::new();
+    until("a session of which nothing is kept", SOON, || {
+        let before = count();
+        clients.push(rig.client());
+        rig.wait_spliced(clients.len());
+        count() == before
+    })
+    .unwrap();
+    let kept = count();
+    clients.extend((0..10).map(|_| rig.client()));
+    rig.wait_spliced(clients.len());
+    until("the entries to go", SOON, || count() <= kept).unwrap();
     clients.iter_mut().for_each(|client| client.echo(100).unwrap());
-    assert!(count() <= 4, "{} entries", count());
+    assert!(count() <= kept, "{} entries, of which {kept} were there before", count());
 }

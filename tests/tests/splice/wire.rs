@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use xtask::lab::{Host, Net};
 
 use crate::frame;
+use crate::rig::SOON;
 
 /// No frame of any MTU here is longer.
 const MAX_FRAME: usize = 64 * 1024;
@@ -224,7 +225,7 @@ impl Backlog {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error.into()),
             }
-            ensure!(begun.elapsed() < Duration::from_secs(5), "nothing came into the backlog");
+            ensure!(begun.elapsed() < SOON, "nothing came into the backlog");
             std::thread::sleep(Duration::from_millis(1));
         }
     }

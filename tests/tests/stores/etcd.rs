@@ -36,7 +36,7 @@ async fn one_of_three_dies_and_another_takes_over() {
         // It may have been etcd's own leader: until there is another, nothing can be written.
         while put_through(&alive, leader).await.is_err() {}
         let (_, took) = until(&handle, leader, |view| connected(view) && led_by(leader)(view)).await;
-        assert!(took < Duration::from_secs(4), "{took:?}");
+        assert!(took < Duration::from_secs(8), "{took:?}");
         etcd.restart(index);
     }
 }
@@ -56,7 +56,7 @@ async fn etcd_without_a_majority_is_unreachable() {
     etcd.kill(0);
     etcd.kill(1);
     let (_, took) = until(&handle, "unreachable", away).await;
-    assert!(took < Duration::from_secs(8), "{took:?}");
+    assert!(took < Duration::from_secs(15), "{took:?}");
     etcd.restart(0);
     until(&handle, "connected", connected).await;
 }
@@ -117,7 +117,7 @@ async fn a_user_with_read_permission_follows_and_tokens_that_expire_are_renewed(
     let mut root = etcd.client_as(Some(("root", "secret"))).await;
     lead(&mut root, "pg2").await;
     let (view, took) = until(&handle, "pg2", led_by("pg2")).await;
-    assert!(connected(&view) && took < Duration::from_millis(500), "{took:?}");
+    assert!(connected(&view) && took < Duration::from_secs(2), "{took:?}");
 }
 
 #[tokio::test]

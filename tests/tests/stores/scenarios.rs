@@ -10,6 +10,9 @@ use tokio::sync::watch;
 
 use super::{ENTRY, ENTRY_KEY, LEADER, away, cluster_config, connected, follow, led_by, register, until, why};
 
+/// On a machine that runs other tests beside: shorter than the interval of every look, and than any lease.
+const AT_ONCE: Duration = Duration::from_millis(1500);
+
 /// One test for each scenario, over one store.
 macro_rules! over {
     ($server:ty: $($scenario:ident)*) => {
@@ -63,7 +66,8 @@ pub async fn keys_appear_change_and_vanish<S: Server>() {
         server.put(LEADER, leader.as_bytes()).await;
         slowest = slowest.max(until(&handle, leader, led_by(leader)).await.1);
     }
-    assert!(slowest < Duration::from_millis(200), "{slowest:?}");
+    // The stores are looked at every 2 s: no change waits for that.
+    assert!(slowest < AT_ONCE, "{slowest:?}");
 
     // A change elsewhere, then one here: only this one is seen.
     server.put("/service/other/leader", b"nobody").await;
@@ -100,7 +104,7 @@ pub async fn a_killed_server_freezes_the_view_and_a_restarted_one_is_read_again<
     until(&handle, "pg1", led_by("pg1")).await;
     server.process().kill();
     let (view, took) = until(&handle, "unreachable", away).await;
-    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert!(took < Duration::from_secs(8), "{took:?}");
     assert!(why(&view).contains("127.0.0.1") && why(&view).contains("refused"), "{}", why(&view));
     assert_eq!(view.leader_key.as_deref(), Some("pg1"), "frozen");
     server.restart().await;
@@ -116,7 +120,7 @@ pub async fn a_frozen_server_is_noticed<S: Server>() {
     server.process().freeze();
     let (view, took) = until(&handle, "unreachable", away).await;
     server.process().thaw();
-    assert!(took < Duration::from_secs(6), "{took:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
     assert!(why(&view).contains("no answer within 2s"), "{}", why(&view));
     assert_eq!(view.leader_key.as_deref(), Some("pg1"), "frozen");
     until(&handle, "connected", connected).await;
@@ -131,7 +135,7 @@ pub async fn a_cut_wire_is_noticed_and_what_changed_meanwhile_is_there_after<S: 
     until(&handle, "pg1", |view| led_by("pg1")(view) && view.members.contains_key("pg1")).await;
     wire.cut();
     let (_, took) = until(&handle, "unreachable", away).await;
-    assert!(took < Duration::from_millis(4500), "{took:?}");
+    assert!(took < Duration::from_secs(8), "{took:?}");
     server.delete("/service/lab/members/pg1").await;
     server.put(LEADER, b"pg2").await;
     server.put(LEADER, b"pg3").await;
@@ -150,7 +154,7 @@ pub async fn a_slow_server_is_followed_all_the_same<S: Server>() {
     for leader in ["pg2", "pg3"] {
         server.put(LEADER, leader.as_bytes()).await;
         let (view, took) = until(&handle, leader, |view| led_by(leader)(view) || away(view)).await;
-        assert!(led_by(leader)(&view) && took < Duration::from_secs(1), "{took:?}: {}", why(&view));
+        assert!(led_by(leader)(&view) && took < Duration::from_secs(3), "{took:?}: {}", why(&view));
     }
 }
 
@@ -225,7 +229,7 @@ pub async fn a_bouncer_is_registered_updated_and_taken_out<S: Server>() {
     assert!(handle.view.borrow().bouncers.contains_key("pb1"), "the session is kept alive");
     drop(value);
     let (_, took) = until(&handle, "taken out", |view| view.bouncers.is_empty()).await;
-    assert!(took < Duration::from_millis(500), "{took:?}");
+    assert!(took < AT_ONCE, "{took:?}");
     agent.await.unwrap();
 }
 
@@ -245,7 +249,7 @@ pub async fn an_announced_switchover_is_seen_until_it_is_taken_back<S: Server>()
     assert!(view.bouncers.is_empty());
     drop(value);
     let (_, took) = until(&handle, "taken back", |view| view.switchover.is_none()).await;
-    assert!(took < Duration::from_millis(500), "{took:?}");
+    assert!(took < AT_ONCE, "{took:?}");
     announcing.await.unwrap();
 }
 
@@ -258,7 +262,7 @@ pub async fn a_dead_agent_is_taken_out_when_its_session_expires<S: Server>() {
     agent.abort();
     let (_, took) = until(&handle, "expired", |view| view.bouncers.is_empty()).await;
     // Consul's sessions live up to twice their least ttl of 10 s.
-    assert!(took > Duration::from_secs(1) && took < Duration::from_secs(25), "{took:?}");
+    assert!(took > Duration::from_secs(1) && took < Duration::from_secs(40), "{took:?}");
 }
 
 pub async fn a_registration_comes_back_after_its_session_and_after_the_server<S: Server>() {
@@ -287,7 +291,7 @@ pub async fn an_entry_that_a_dead_agent_left_is_taken_over<S: Server>() {
         view.bouncers.get("pb1").is_some_and(|bouncer| bouncer.leader.as_deref() == Some("pg1"))
     };
     let (_, took) = until(&handle, "ours", ours).await;
-    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(took < Duration::from_secs(8), "{took:?}");
 }
 
 /// Two members in the store that can be asked for proof. The first leads, on timeline 5.

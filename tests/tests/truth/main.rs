@@ -117,7 +117,7 @@ fn the_open_primary_follows_switchover_partition_and_death() {
         }
         let (view, took) =
             until(&handle, "unreachable", |view| matches!(view.store, StoreHealth::Unreachable { .. })).await;
-        assert!(took < Duration::from_secs(9), "{took:?}");
+        assert!(took < Duration::from_secs(15), "{took:?}");
         assert_eq!(primary(&view), Some(&*second));
         tokio::time::sleep(Duration::from_secs(8)).await;
         assert_eq!(primary(&handle.view.borrow()), Some(&*second));
@@ -215,7 +215,7 @@ fn the_fleet_follows(store: Store) {
                 matches!(view.store, StoreHealth::Connected { .. }) && open_to(second)(view) && follow(second)(view)
             };
             let (_, took) = until(&handle, &format!("whole again without {name}{n}"), whole).await;
-            assert!(took < Duration::from_secs(15), "{took:?}");
+            assert!(took < Duration::from_secs(30), "{took:?}");
         }
 
         lab.kill_postgres(lab.net.find(second).unwrap(), true).unwrap();
