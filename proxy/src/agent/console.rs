@@ -167,6 +167,11 @@ impl Drop for Link {
     }
 }
 
+/// A name as the console reads it with any characters.
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 /// By name: the columns differ between versions of PgBouncer.
 fn text(row: &SimpleQueryRow, name: &str) -> String {
     row.try_get(name).ok().flatten().unwrap_or_default().to_string()
@@ -188,5 +193,16 @@ fn database(row: &SimpleQueryRow) -> Database {
         port: column("port"),
         database: column("database"),
         halted: halted.map(Into::into),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn names_are_quoted_for_the_console() {
+        assert_eq!(quoted("app"), "\"app\"");
+        assert_eq!(quoted("a\"; SHUTDOWN"), "\"a\"\"; SHUTDOWN\"");
     }
 }

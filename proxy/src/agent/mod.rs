@@ -7,9 +7,11 @@ mod ahead;
 mod console;
 mod databases;
 mod hold;
+mod note;
 mod pause;
 mod registry;
 mod servers;
+mod shut;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -29,6 +31,7 @@ use hold::Hold;
 use pause::Cause;
 use registry::Registry;
 use servers::OldPrimaries;
+use shut::Shut;
 
 /// How long after a move connections to the old primary are looked for: PgBouncer may have been making one.
 const SWEEP_FOR: Duration = Duration::from_secs(10);
@@ -48,6 +51,7 @@ struct Agent {
     wanted: Option<Instant>,
     /// PgBouncer is paused, or about to be.
     hold: Option<Hold>,
+    shut: Shut,
     /// Where the databases go, or are, although no primary is open there: the target is deposed.
     ahead: Option<Target>,
     /// What was waited for in vain.
@@ -112,6 +116,7 @@ impl Agent {
             begun: Instant::now(),
             wanted: None,
             hold: Hold::left_behind(&config.pgbouncer.databases_file),
+            shut: Shut::left_behind(&config.pgbouncer.databases_file),
             ahead: None,
             spent: None,
             waited: None,
@@ -211,13 +216,19 @@ impl Agent {
     /// Nobody is left waiting, even if the file is not followed, except where the way still leads to a deposed primary.
     async fn go_on(&mut self, written: Result<Option<Target>, String>) -> Result<Target, String> {
         let followed = self.follow(written).await;
-        let is_deposed = self.ahead.is_some() || self.hold.as_ref().is_some_and(|hold| hold.is_deposed);
-        if followed.is_err() && is_deposed {
+        if followed.is_err() && self.is_astray() {
             return followed;
         }
         let resumed = self.resume().await;
         let target = followed?;
-        resumed.map(|()| target)
+        resumed?;
+        self.shut.open(&mut self.console).await?;
+        Ok(target)
+    }
+
+    /// What is held leads to a deposed primary, unless it was brought away meanwhile.
+    fn is_astray(&self) -> bool {
+        self.ahead.is_some() || self.hold.as_ref().is_some_and(|hold| hold.is_deposed)
     }
 
     async fn follow(&mut self, written: Result<Option<Target>, String>) -> Result<Target, String> {

@@ -115,6 +115,16 @@ impl Agent {
         places.find(|place| running.iter().any(|one| self.file.owns(one, place) && place.is_where(one)))
     }
 
+    /// Ends what [`Self::hold_back`] began by refusing those that wait.
+    pub(super) async fn close(&mut self) -> Result<(), String> {
+        let Some(hold) = &mut self.hold else { return Ok(()) };
+        self.shut.shut(hold.databases(), &mut self.console).await?;
+        hold.forget()?;
+        self.hold = None;
+        tracing::warn!("databases that lead to a deposed primary are disabled until an agent has brought them away");
+        Ok(())
+    }
+
     /// Ends what [`Self::hold_back`] began, if anything.
     pub(super) async fn resume(&mut self) -> Result<(), String> {
         let Some(hold) = &mut self.hold else { return Ok(()) };

@@ -107,7 +107,7 @@ impl Agent {
         Registry { value, task, last }
     }
 
-    /// Out of the registry; PgBouncer goes on as it is. What is paused is resumed where the databases belong.
+    /// Out of the registry; PgBouncer goes on as it is. What is paused is resumed where the databases belong, or disabled.
     pub(super) async fn leave(mut self) {
         if self.hold.is_some() {
             let view = self.cluster.view.borrow().clone();
@@ -120,8 +120,8 @@ impl Agent {
                         Err(why) => tracing::warn!(why, "PgBouncer cannot be brought to where the databases belong"),
                     }
                 }
-                // Rather a place that may be wrong than a PgBouncer that nobody resumes.
-                self.resume().await
+                // Nobody may be left waiting, nor write what is lost.
+                if self.is_astray() { self.close().await } else { self.resume().await }
             };
             let resumed = tokio::time::timeout(FAREWELL, resuming).await;
             if let Err(why) = resumed.unwrap_or_else(|_| Err(format!("PgBouncer did not answer within {FAREWELL:?}"))) {

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, Config, Error, NoTls, SimpleQueryMessage};
 
 /// PgBouncer refuses to run as root.
 const NOBODY: u32 = 65534;
@@ -118,21 +118,34 @@ impl PgBouncer {
 
     /// A client of database `app`.
     pub async fn client(&self) -> Client {
+        self.try_client().await.unwrap()
+    }
+
+    pub async fn try_client(&self) -> Result<Client, Error> {
         let mut login = Config::new();
         login.host("127.0.0.1").port(self.port).user("pgbouncer").password("secret").dbname("app");
-        let (client, connection) = login.connect(NoTls).await.unwrap();
+        let (client, connection) = login.connect(NoTls).await?;
         tokio::spawn(connection);
-        client
+        Ok(client)
     }
 
     /// The databases that are paused.
     pub async fn paused(&self) -> Vec<String> {
+        self.those("paused").await
+    }
+
+    /// The databases that are disabled.
+    pub async fn disabled(&self) -> Vec<String> {
+        self.those("disabled").await
+    }
+
+    async fn those(&self, column: &str) -> Vec<String> {
         let rows = self.console("SHOW DATABASES").await;
-        let paused = rows.iter().filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) if row.get("paused") == Some("1") => row.get("name"),
+        let those = rows.iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) if row.get(column) == Some("1") => row.get("name"),
             _ => None,
         });
-        paused.map(Into::into).collect()
+        those.map(Into::into).collect()
     }
 
     pub async fn console(&self, command: &str) -> Vec<SimpleQueryMessage> {

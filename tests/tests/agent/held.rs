@@ -32,8 +32,10 @@ impl World {
     }
 }
 
+/// Neither paused, for nobody would resume it, nor open to writes that are lost.
 #[tokio::test]
-async fn a_pgbouncer_that_cannot_be_brought_away_is_not_left_paused_by_an_agent_that_ends() {
+async fn a_pgbouncer_that_cannot_be_brought_away_refuses_clients_from_the_end_of_its_agent_until_one_has_brought_it_away()
+ {
     let mut world = World::new().await;
     let agent = world.agent();
     world.until_ready_on("pg1").await;
@@ -43,8 +45,21 @@ async fn a_pgbouncer_that_cannot_be_brought_away_is_not_left_paused_by_an_agent_
     world.until_state(BouncerState::Paused).await;
     let waiting = world.waiting(client).await;
     agent.stop().await;
-    assert!(world.bouncer.paused().await.is_empty());
-    assert_eq!(waiting.await.unwrap().unwrap(), "pg1");
+    assert_eq!((world.bouncer.paused().await, world.bouncer.disabled().await), (vec![], vec!["app".to_owned()]));
+    waiting.await.unwrap().unwrap_err();
+    let refused = world.bouncer.try_client().await.err().unwrap();
+    let refused = refused.as_db_error().unwrap().message();
+    assert!(refused.contains("disabled"), "{refused}");
+
+    world.members[1].is_primary(2);
+    let agent = world.agent();
+    world.until("refused", |b| b.is_some_and(|b| b.reason.contains("after RELOAD"))).await;
+    world.bouncer.try_client().await.err().unwrap();
+    world.bouncer.mend_config();
+    world.until_ready_on("pg2").await;
+    assert!(world.bouncer.disabled().await.is_empty());
+    assert_eq!(ask(&world.bouncer.client().await).await.unwrap(), "pg2");
+    agent.stop().await;
 }
 
 #[tokio::test]
