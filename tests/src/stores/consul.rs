@@ -156,7 +156,7 @@ impl Server for Consul {
         until_ok(&self.log(), async || self.call("PUT", "kv/ready", b"").await).await;
     }
 
-    fn wipe(&mut self) {
-        std::fs::remove_dir_all(self.folder.path().join("data")).unwrap();
+    fn data_folder(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 }

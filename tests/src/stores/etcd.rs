@@ -155,7 +155,7 @@ impl Server for Etcd {
         self.wait_for(0);
     }
 
-    fn wipe(&mut self) {
-        std::fs::remove_dir_all(self.data(0)).unwrap();
+    fn data_folder(&self) -> PathBuf {
+        self.data(0)
     }
 }

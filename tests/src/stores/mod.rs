@@ -9,7 +9,7 @@ pub mod zookeeper;
 
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -50,8 +50,23 @@ pub trait Server: Sized {
     /// Once [`Process::start`] was called: until it answers again.
     async fn ready(&mut self);
 
+    /// Where everything stands that it stored.
+    fn data_folder(&self) -> PathBuf;
+
     /// Forgets everything it stored; it must not run.
-    fn wipe(&mut self);
+    fn wipe(&self) {
+        std::fs::remove_dir_all(self.data_folder()).unwrap();
+    }
+
+    /// Keeps all of it for [`Self::restore`]; it must not run.
+    fn back_up(&self) {
+        copy(&self.data_folder(), &self.data_folder().with_extension("backup"));
+    }
+
+    fn restore(&self) {
+        self.wipe();
+        copy(&self.data_folder().with_extension("backup"), &self.data_folder());
+    }
 
     async fn restart(&mut self) {
         self.process().restart();
@@ -126,6 +141,11 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+    assert!(copied.success());
 }
 
 /// Until the attempt succeeds; what the server wrote explains when it does not.

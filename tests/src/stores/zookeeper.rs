@@ -134,8 +134,8 @@ impl Server for Zookeeper {
         self.put("/ready", b"").await;
     }
 
-    fn wipe(&mut self) {
-        std::fs::remove_dir_all(self.folder.path().join("data")).unwrap();
+    fn data_folder(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 }
 

@@ -32,7 +32,7 @@ macro_rules! over {
             a_cut_wire_is_noticed_and_what_changed_meanwhile_is_there_after
             a_slow_server_is_followed_all_the_same
             a_quiet_connection_lives_past_many_looks
-            a_server_that_forgot_is_not_believed
+            a_server_that_was_restored_or_forgot_is_not_believed
             broken_and_huge_values_are_empty_members
             a_bouncer_is_registered_updated_and_taken_out
             an_announced_switchover_is_seen_until_it_is_taken_back
@@ -167,20 +167,27 @@ pub async fn a_quiet_connection_lives_past_many_looks<S: Server>() {
     assert_eq!(handle.view.borrow().generation, generation, "nothing happened");
 }
 
-pub async fn a_server_that_forgot_is_not_believed<S: Server>() {
+pub async fn a_server_that_was_restored_or_forgot_is_not_believed<S: Server>() {
     let mut server = S::start().await;
+    server.put(LEADER, b"pg0").await;
+    server.process().kill();
+    server.back_up();
+    server.restart().await;
     // Far above what a busy server writes by itself while it starts; Consul counts only what changes a value.
     for number in (1..=300).rev() {
         server.put(LEADER, format!("pg{number}").as_bytes()).await;
     }
     let handle = follow(server.config());
     until(&handle, "pg1", led_by("pg1")).await;
-    server.process().kill();
-    server.wipe();
-    server.restart().await;
-    server.put(LEADER, b"pg9").await;
-    let (view, _) = until(&handle, "refused", |view| why(view).contains("restart pgsplice")).await;
-    assert_eq!(view.leader_key.as_deref(), Some("pg1"));
+    for lose in [S::restore, S::wipe] {
+        server.process().kill();
+        until(&handle, "away", |view| why(view).contains("refused")).await;
+        lose(&server);
+        server.restart().await;
+        server.put(LEADER, b"pg9").await;
+        let (view, _) = until(&handle, "refused", |view| why(view).contains("restart pgsplice")).await;
+        assert_eq!(view.leader_key.as_deref(), Some("pg1"));
+    }
 }
 
 pub async fn broken_and_huge_values_are_empty_members<S: Server>() {
