@@ -12,6 +12,7 @@ pub mod member;
 pub mod patroni;
 pub mod postgres;
 pub mod proxy;
+pub mod psql;
 pub mod raw;
 pub mod stores;
 pub mod view;
@@ -22,6 +23,7 @@ use anyhow::{Result, ensure};
 
 pub use certificate::Certificate;
 pub use proxy::Pgsplice;
+pub use psql::Psql;
 
 /// A lab, and what a test file starts on it, made at the first test that asks and shared by all tests of the file.
 /// Statics are never dropped: the lab's watcher removes it when the process has ended.

@@ -1,6 +1,8 @@
 //! PgBouncers, agents and primaries that die, or freeze.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -104,6 +106,14 @@ fn the_primary_dies(lab: &Lab) {
     assert!(asked.elapsed() < SOON, "it took {:?}", asked.elapsed());
 }
 
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 #[test]
 fn a_primary_whose_patroni_hangs_takes_no_row_after_the_next_one_is_open() {
     let lab = lab("two").unwrap();
@@ -114,11 +124,11 @@ fn a_primary_whose_patroni_hangs_takes_no_row_after_the_next_one_is_open() {
         let timeline = "('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int";
         format!("INSERT INTO ledger (way, timeline) VALUES ({way}, {timeline}) RETURNING timeline")
     };
-    let over = std::sync::atomic::AtomicBool::new(false);
+    let over = AtomicBool::new(false);
     // A session for each way that writes as fast as it can, and comes again when it is cut.
     let write = |way: u16| {
         let mut session = None;
-        while !over.load(std::sync::atomic::Ordering::Relaxed) {
+        while !over.load(Relaxed) {
             let psql = session.get_or_insert_with(|| Psql::start(&lab, way));
             if psql.ask(&insert(way)).is_none() {
                 session = None;
@@ -130,13 +140,17 @@ fn a_primary_whose_patroni_hangs_takes_no_row_after_the_next_one_is_open() {
     // The first row that the next one takes, of whomever: pgsplice's own clients come some time after it.
     let first_row = |host: &Host| {
         let mut psql = Psql::at(&lab, host, 5432);
-        while !over.load(std::sync::atomic::Ordering::Relaxed) && psql.ask(&insert(0)).is_none() {
+        while !over.load(Relaxed) && psql.ask(&insert(0)).is_none() {
             std::thread::sleep(Duration::from_millis(5));
         }
     };
     let patroni = lab.host(&old).service("patroni").unwrap();
     let new = std::thread::scope(|scope| {
-        let writers = [FLEET_PORT, FLEET_PORT, NODE_LOCAL_PORT].map(|way| scope.spawn(move || write(way)));
+        // The writers end with this closure, also if that panics.
+        let _over = SetOnDrop(&over);
+        for way in [FLEET_PORT, FLEET_PORT, NODE_LOCAL_PORT] {
+            scope.spawn(move || write(way));
+        }
         for host in lab.postgres().into_iter().filter(|host| host.name() != old) {
             scope.spawn(move || first_row(host));
         }
@@ -145,8 +159,6 @@ fn a_primary_whose_patroni_hangs_takes_no_row_after_the_next_one_is_open() {
         patroni.kill(libc::SIGSTOP).unwrap();
         let new = wait_open(&lab, FAILOVER, |name| name != old);
         std::thread::sleep(Duration::from_secs(3));
-        over.store(true, std::sync::atomic::Ordering::Relaxed);
-        writers.into_iter().for_each(|writer| writer.join().unwrap());
         new
     });
     assert_eq!(lab.superuser_sql(lab.host(&old), "SELECT pg_is_in_recovery()").unwrap(), "f", "two are writable");

@@ -8,15 +8,14 @@ mod deaths;
 mod paused;
 mod planned;
 mod sessions;
+mod synchronous;
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
-use pgsplice_tests::Shared;
+use pgsplice_tests::{Psql, Shared};
 use serde_json::Value;
-use xtask::lab::{Host, Lab, LabSpec, until};
+use xtask::lab::{Lab, LabSpec, until};
 
 /// For everything that has no time limit of its own in Patroni's settings.
 const SOON: Duration = Duration::from_secs(30);
@@ -65,60 +64,6 @@ fn open_primary(lab: &Lab) -> Option<String> {
 fn wait_open(lab: &Lab, limit: Duration, wanted: impl Fn(&str) -> bool) -> String {
     until("the primary to be open", limit, || open_primary(lab).is_some_and(|name| wanted(&name))).unwrap();
     open_primary(lab).unwrap()
-}
-
-/// A psql that stays connected.
-struct Psql {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Psql {
-    fn connect(lab: &Lab, port: u16) -> Self {
-        let mut psql = Self::start(lab, port);
-        assert_eq!(psql.ask("SELECT 'connected'").as_deref(), Some("connected"));
-        psql
-    }
-
-    /// Connected or not.
-    fn start(lab: &Lab, port: u16) -> Self {
-        Self::at(lab, lab.proxy(), port)
-    }
-
-    /// The same past pgsplice.
-    fn at(lab: &Lab, host: &Host, port: u16) -> Self {
-        let conninfo = lab.conninfo(host, port);
-        let mut command = lab.client().command(["psql", "-XAtq", &conninfo]);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let (stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        Self { child, stdin, stdout }
-    }
-
-    /// The first line of the answer; `None` when the statement failed or the session is gone.
-    fn ask(&mut self, sql: &str) -> Option<String> {
-        writeln!(self.stdin, "{sql};\n\\echo done").ok()?;
-        let mut answer = None;
-        loop {
-            let mut line = String::new();
-            if self.stdout.read_line(&mut line).ok()? == 0 {
-                return None;
-            }
-            match line.trim_end() {
-                "done" => return answer,
-                text => {
-                    answer.get_or_insert_with(|| text.to_owned());
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Psql {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 fn other_than(lab: &Lab, leader: &str) -> String {

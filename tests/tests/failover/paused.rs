@@ -45,21 +45,16 @@ fn under_pause_nothing_moves_but_by_hand_and_of_two_primaries_the_one_with_the_k
     lab.kill_postgres(lab.host(&old), false).unwrap();
     let closed = |lab: &Lab| said(lab)["closed_because"].as_str().unwrap().to_owned();
     until("the primary to be closed", SOON, || closed(&lab) == "no member holds the leader key").unwrap();
-    let lab = &*lab;
-    let conninfo = format!("{} connect_timeout=30", lab.conninfo(lab.proxy(), FLEET_PORT));
-    let insert = ["psql", "-XAtq", &conninfo, "-c", "INSERT INTO by_hand VALUES (2) RETURNING at"];
-    let promoted = std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| lab.client().output(insert));
-        std::thread::sleep(Duration::from_secs(2));
-        assert!(!waiting.is_finished(), "a new session waits");
-        assert_eq!((open_primary(lab), files()), (None, untouched), "and nobody does anything");
-        assert_eq!(lab.superuser_sql(lab.host(&new), "SELECT pg_promote()").unwrap(), "t");
-        let promoted = Instant::now();
-        assert_eq!(waiting.join().unwrap().unwrap().trim(), "2");
-        promoted
-    });
+    let mut waiting = Psql::start(&lab, FLEET_PORT);
+    waiting.tell("INSERT INTO by_hand VALUES (2) RETURNING at").unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(waiting.waits(), "a new session waits");
+    assert_eq!((open_primary(&lab), files()), (None, untouched), "and nobody does anything");
+    assert_eq!(lab.superuser_sql(lab.host(&new), "SELECT pg_promote()").unwrap(), "t");
+    let promoted = Instant::now();
+    assert_eq!(waiting.answer().as_deref(), Some("2"));
     println!("promoted by hand to the first write: {:.1} s", promoted.elapsed().as_secs_f64());
-    wait_open(lab, SOON, |name| name == new);
+    wait_open(&lab, SOON, |name| name == new);
     until("the fleet's session to write", SOON, || {
         fleet.ask("INSERT INTO by_hand VALUES (3) RETURNING at").as_deref() == Some("3")
     })
@@ -75,8 +70,8 @@ fn under_pause_nothing_moves_but_by_hand_and_of_two_primaries_the_one_with_the_k
         let members = said(lab)["members"].as_array().unwrap().clone();
         members.iter().find(|member| member["name"] == old.as_str()).unwrap()["concluded"].clone()
     };
-    until("the two to be told apart", SOON, || of_old(lab) == why.as_str()).unwrap();
-    let mut local = Psql::connect(lab, NODE_LOCAL_PORT);
+    until("the two to be told apart", SOON, || of_old(&lab) == why.as_str()).unwrap();
+    let mut local = Psql::connect(&lab, NODE_LOCAL_PORT);
     for way in ways {
         lab.sql(lab.proxy(), way, "INSERT INTO by_hand VALUES (4)").unwrap();
     }
@@ -88,8 +83,8 @@ fn under_pause_nothing_moves_but_by_hand_and_of_two_primaries_the_one_with_the_k
     assert_eq!((rows(&old), rows(&new)), ("0".into(), "4".into()));
 
     let resumed = Instant::now();
-    turn(lab, "resume");
-    assert_eq!(until_whole(lab), new);
+    turn(&lab, "resume");
+    assert_eq!(until_whole(&lab), new);
     println!("resumed to a whole cluster: {:.1} s", resumed.elapsed().as_secs_f64());
     for session in [&mut fleet, &mut local] {
         assert_eq!(session.ask("SELECT 'still here'").as_deref(), Some("still here"));
