@@ -21,6 +21,8 @@ pub(super) struct Hold {
     /// What was paused led to a deposed primary.
     pub is_deposed: bool,
     databases: BTreeSet<String>,
+    /// No connection to a server was left, and none is made before it ends.
+    pub is_quiet: bool,
     /// PAUSE answers once no transaction is under way.
     under_way: JoinSet<(String, Result<(), ConsoleError>)>,
     /// A PAUSE that did not work.
@@ -45,7 +47,7 @@ impl Hold {
     }
 
     fn of(note: Note, since: Instant, databases: BTreeSet<String>) -> Self {
-        Self { note, since, is_deposed: false, databases, under_way: JoinSet::new(), failed: None }
+        Self { note, since, is_deposed: false, is_quiet: false, databases, under_way: JoinSet::new(), failed: None }
     }
 
     /// Begins to pause these as well. Each has a console of its own, for PAUSE keeps it until it is done.
@@ -55,6 +57,7 @@ impl Hold {
             return Ok(());
         }
         self.databases.extend(new.iter().cloned());
+        self.is_quiet = false;
         self.note.write(&self.databases)?;
         for name in new {
             let mut console = console();
@@ -82,6 +85,7 @@ impl Hold {
         loop {
             let servers = console.servers().await.map_err(|error| error.to_string())?;
             if !servers.iter().any(|server| self.databases.contains(&server.database)) {
+                self.is_quiet = true;
                 return Ok(());
             }
             tokio::time::sleep(LOOK_AGAIN).await;

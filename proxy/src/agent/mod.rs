@@ -208,8 +208,9 @@ impl Agent {
     /// Makes the running PgBouncer follow the file, and its clients go on. `Err`: why it is not ready.
     async fn settle(&mut self, written: Result<Option<Target>, String>, view: &ClusterView) -> Result<Target, String> {
         let target = self.go_on(written).await?;
-        self.sweep(&target, view).await?;
-        self.find_halted().await?;
+        let running = self.console.databases().await.map_err(|error| error.to_string())?;
+        self.sweep(&running, &target, view).await?;
+        self.find_halted(&running).await?;
         Ok(target)
     }
 
@@ -244,10 +245,13 @@ impl Agent {
         let target = target.ok_or("no primary was open since the agent started")?;
         let had_to_load = self.load(&running, &target).await?;
         // In a hold it may have been loaded ahead, or by an agent before this one.
-        if had_to_load || self.hold.is_some() {
+        let is_quiet = self.hold.as_ref().map(|hold| hold.is_quiet);
+        if had_to_load || is_quiet == Some(false) {
             // PgBouncer lets go of connections to the old address by itself when it reloads; this says so again for
             // those it took in the meantime. It does not wait for them.
             self.console.command("RECONNECT").await.map_err(|error| error.to_string())?;
+        }
+        if had_to_load || is_quiet.is_some() {
             self.sweep_until = Some(Instant::now() + SWEEP_FOR);
         }
         Ok(target)
@@ -271,13 +275,12 @@ impl Agent {
     }
 
     /// Ends transactions at an old primary: it may go on taking writes, and a client may wait for it for ever.
-    async fn sweep(&mut self, target: &Target, view: &ClusterView) -> Result<(), String> {
+    async fn sweep(&mut self, running: &[Database], target: &Target, view: &ClusterView) -> Result<(), String> {
         if self.sweep_until.is_none() {
             return Ok(());
         }
         let now = view.members.get(&target.leader).and_then(|member| member.conn_addr);
-        let running = self.console.databases().await.map_err(|error| error.to_string())?;
-        let ours = running.into_iter().filter(|one| self.file.owns(one, target)).map(|one| one.name).collect();
+        let ours = running.iter().filter(|one| self.file.owns(one, target)).map(|one| one.name.clone()).collect();
         let swept = self.old_primaries.sweep(&mut self.console, &ours, target, now).await;
         let swept = swept.map_err(|error| error.to_string())?;
         if swept.ended > 0 {
@@ -292,8 +295,7 @@ impl Agent {
     }
 
     /// A client sent to what somebody else paused would wait, and nobody knows for how long.
-    async fn find_halted(&mut self) -> Result<(), String> {
-        let running = self.console.databases().await.map_err(|error| error.to_string())?;
+    async fn find_halted(&mut self, running: &[Database]) -> Result<(), String> {
         if let Some(halted) = self.console.halted().await.map_err(|error| error.to_string())? {
             return Err(format!("PgBouncer is {halted}"));
         }

@@ -123,10 +123,15 @@ async fn watch(pool: Arc<Pool>, backend: Arc<Backend>, mut delay: Duration, reco
                 continue;
             }
         }
+        // It would let the probe wait, and log it in before anybody else once it goes on.
+        if backend.is_held() {
+            delay = probe.fast_interval;
+            continue;
+        }
         let started = Instant::now();
         let result = check::probe(backend.address, &probe).await;
         if result.is_err() && backend.is_held() {
-            delay = probe.interval;
+            delay = probe.fast_interval;
             continue;
         }
         if result.is_err() {

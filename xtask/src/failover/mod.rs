@@ -6,7 +6,7 @@ mod load;
 mod trace;
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -195,8 +195,7 @@ impl Writable {
     /// When it was, in ns of CLOCK_MONOTONIC.
     fn wait(&mut self) -> Result<u64> {
         let mut said = String::new();
-        self.0.stdout.take().context("no output")?.read_to_string(&mut said)?;
-        self.0.wait()?;
+        BufReader::new(self.0.stdout.take().context("no output")?).read_line(&mut said)?;
         said.trim().parse().with_context(|| format!("writable.py said {said:?}"))
     }
 }
