@@ -14,7 +14,7 @@ impl Truth {
             if self.keys.leader.is_some() {
                 return;
             }
-            self.highest(now)
+            self.highest(now).filter(|(name, proved)| self.unasked(name, proved).next().is_none())
         } else {
             match self.successor(now) {
                 Some(found) => Some(found),
@@ -47,6 +47,11 @@ impl Truth {
         }
         if self.keys.initialize.is_none() && self.words.values().any(|word| word.system_id.is_some()) {
             return "the members are of different database systems".into();
+        }
+        if let Some((name, proved)) = self.highest(now)
+            && let Some(other) = self.unasked(&name, &proved).next()
+        {
+            return format!("{name} proves timeline {}, and {other} is asked whether it does as well", proved.timeline);
         }
         let proofs = self.proofs(now);
         match proofs.as_slice() {
@@ -90,6 +95,22 @@ impl Truth {
             [(name, proved)] => Some((name.to_string(), (*proved).clone())),
             _ => None,
         }
+    }
+
+    /// Whose word is to be heard before `name` is named: they answer, and were not asked since it was found to be promoted.
+    /// Of two that were promoted everybody hears of both this way, whichever of them they ask first.
+    fn unasked(&self, name: &str, proved: &Proved) -> impl Iterator<Item = &str> {
+        let is_new = proved.timeline > self.floor().timeline;
+        let is_unasked =
+            |word: &Word| !matches!(word.shown, Proof::Silent { .. }) && word.asked.is_none_or(|at| at < proved.since);
+        let others = self.words.iter().filter(move |(other, _)| is_new && *other != name);
+        others.filter(move |(_, word)| is_unasked(word)).map(|(other, _)| &**other)
+    }
+
+    /// Somebody was promoted, and this member has yet to say whether it was as well.
+    pub(super) fn is_awaited(&self, member: &str, now: Now) -> bool {
+        let claim = if self.rules.members_alone { self.highest(now) } else { None };
+        claim.is_some_and(|(name, proved)| self.unasked(&name, &proved).any(|other| other == member))
     }
 
     /// While the store is away: whoever was promoted after the leader it named, if that one says itself that it is

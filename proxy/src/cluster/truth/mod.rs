@@ -191,7 +191,7 @@ impl Truth {
             Named::Absent { since } if self.open.is_some() => Some(since + self.rules.leader_absent_debounce),
             _ => None,
         };
-        let lapses = self.words.values().filter_map(|word| Some(word.proved.as_ref()?.asked + self.rules.proof_hold));
+        let lapses = self.words.values().filter_map(|word| Some(word.proved.as_ref()?.alive + self.rules.proof_hold));
         // Without Patroni those that are silent from the beginning are waited for, and a member's role lapses like a proof.
         let heard = self.words.values().filter(|_| self.rules.members_alone).filter_map(|word| word.heard);
         let heard = heard.chain(self.rules.members_alone.then_some(self.begun));
@@ -261,7 +261,7 @@ impl Truth {
             return;
         }
         word.asked = Some(asked);
-        word.hear(answer, asked, now);
+        word.hear(answer, asked, now, self.rules.proof_hold);
         if let Named::Member { name, .. } = &self.named
             && name == member
             && let Some(written) = word.wal
@@ -274,7 +274,7 @@ impl Truth {
     /// A proof that is neither too old nor from another database system.
     fn standing_proof(&self, member: &str, now: Now) -> Option<&Proved> {
         let proved = self.words.get(member)?.proved.as_ref()?;
-        let fresh = now.mono.saturating_duration_since(proved.asked) < self.rules.proof_hold;
+        let fresh = now.mono.saturating_duration_since(proved.alive) < self.rules.proof_hold;
         (fresh && self.foreign_system(proved).is_none()).then_some(proved)
     }
 
@@ -340,7 +340,9 @@ impl Truth {
     /// The leader key is absent: whoever was open stays open for the debounce, as long as it proves primary.
     fn leaderless(&self, since: Instant, now: Now) -> Result<(String, u32), String> {
         let absent = || self.nobody(now);
-        if now.mono.saturating_duration_since(since) >= self.rules.leader_absent_debounce {
+        let is_over = now.mono.saturating_duration_since(since) >= self.rules.leader_absent_debounce;
+        let is_superseded = || self.words.keys().any(|member| self.is_awaited(member, now));
+        if is_over || is_superseded() {
             return Err(absent());
         }
         let name = &self.open.as_ref().ok_or_else(absent)?.member;

@@ -17,15 +17,14 @@ pub enum Pace {
     Slow,
     /// What it says may cut sessions or open the primary pool.
     Fast,
-    /// The key has just named it, and everybody waits for its proof.
+    /// The key has just named it and everybody waits for its proof, or without Patroni for its word about another's.
     Tight,
 }
 
 impl Truth {
     pub fn pace(&self, member: &str, now: Now) -> Pace {
-        // A connection may be free before its proof lapses.
-        if self.words.get(member).is_some_and(|word| word.is_full) && self.standing_proof(member, now).is_some() {
-            return Pace::Fast;
+        if self.is_awaited(member, now) {
+            return Pace::Tight;
         }
         if now.mono.saturating_duration_since(self.changed) > FAST_FOR {
             return Pace::Slow;

@@ -17,8 +17,9 @@ pub(super) struct Word {
     pub(super) proved: Option<Proved>,
     /// Its last word, silence left out: role and state, if it was not a proof.
     pub(super) denied: Option<Denied>,
-    /// The system identifier it said last, and when its last word was asked for, silence left out.
+    /// The system identifier it said last.
     pub(super) system_id: Option<String>,
+    /// When its last word was asked for, silence left out.
     pub(super) heard: Option<Instant>,
     /// It is up, and has no connection left to say more.
     pub(super) is_full: bool,
@@ -35,6 +36,10 @@ pub(super) struct Proved {
     pub(super) timeline: u32,
     pub(super) system_id: Option<String>,
     pub(super) asked: Instant,
+    /// When the first answer with this timeline was asked for.
+    pub(super) since: Instant,
+    /// When an answer was asked for that leaves this standing.
+    pub(super) alive: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -48,17 +53,24 @@ pub(super) struct Denied {
 // === impl Word ===
 
 impl Word {
-    pub(super) fn hear(&mut self, answer: Answer, asked: Instant, now: Now) {
+    /// What stands for `hold` stands on while the member has no connection left to say it again.
+    pub(super) fn hear(&mut self, answer: Answer, asked: Instant, now: Now, hold: Duration) {
         let at = now.wall;
         if let Answer::Primary { system_id, .. } | Answer::NotPrimary { system_id, .. } = &answer {
             self.heard = Some(asked);
             self.system_id = system_id.clone().or(self.system_id.take());
         }
         self.is_full = matches!(answer, Answer::Full { .. });
+        if self.is_full {
+            let told = self.heard.iter_mut().chain(self.proved.as_mut().map(|proved| &mut proved.alive));
+            told.filter(|at| asked.saturating_duration_since(**at) < hold).for_each(|at| *at = asked);
+        }
         self.shown = match answer {
             Answer::Primary { timeline, system_id, wal } => {
                 self.wal = wal;
-                self.proved = Some(Proved { timeline, system_id, asked });
+                let before = self.proved.take().filter(|before| before.timeline == timeline);
+                let since = before.map_or(asked, |before| before.since);
+                self.proved = Some(Proved { timeline, system_id, asked, since, alive: asked });
                 self.denied = None;
                 Proof::Primary { timeline, at }
             }

@@ -111,12 +111,16 @@ fn a_second_one_on_the_same_timeline_gets_nothing_even_when_the_first_is_gone() 
 fn whoever_misses_its_first_questions_is_waited_for_and_not_for_ever() {
     for (starts, why) in [(false, "does not answer: connection refused"), (true, "is not up yet")] {
         let mut world = alone();
-        world.replica("pg3");
-        match starts {
-            true => world.says("pg2", "unknown", "the database system is starting up"),
-            false => world.silent("pg2"),
-        }
+        let others = |world: &mut World| {
+            world.replica("pg3");
+            match starts {
+                true => world.says("pg2", "unknown", "the database system is starting up"),
+                false => world.silent("pg2"),
+            }
+        };
+        others(&mut world);
         world.pass(HOLD - DEBOUNCE);
+        others(&mut world);
         world.proves("pg1", 1);
         assert_eq!((world.primary(), world.why()), (None, format!("pg2 may lead, and {why}")));
         assert_eq!(world.truth.deadline(world.now), Some(world.now.mono + DEBOUNCE));
@@ -154,17 +158,18 @@ fn what_was_proved_before_a_change_of_the_configuration_still_counts() {
 }
 
 #[test]
-fn a_member_without_a_free_connection_is_asked_soon_and_never_taken_for_gone() {
+fn a_member_without_a_free_connection_is_what_it_was_and_never_taken_for_gone() {
     let mut world = led();
-    for _ in 0..13 {
-        world.pass(HOLD - Duration::from_secs(1));
-        world.proves("pg1", 1);
+    for _ in 0..3 {
+        world.pass(HOLD - DEBOUNCE);
+        world.full("pg1");
+        world.full("pg2");
     }
-    assert_eq!(world.truth.pace("pg1", world.now), Pace::Slow);
-    world.full("pg1");
-    assert_eq!((world.primary(), world.truth.pace("pg1", world.now)), (Some("pg1"), Pace::Fast));
+    assert_eq!((world.primary(), world.standing("pg2").1.as_str()), (Some("pg1"), "running"));
     world.pass(HOLD);
-    assert_eq!(world.primary(), None);
+    assert_eq!((world.primary(), world.standing("pg2").1.as_str()), (None, "silent"));
+    world.full("pg1");
+    assert_eq!(world.primary(), None, "who was silent may come back as anything");
     // At the start it may be the one that leads.
     let mut world = alone();
     world.replica("pg3");
@@ -173,6 +178,44 @@ fn a_member_without_a_free_connection_is_asked_soon_and_never_taken_for_gone() {
     world.proves("pg1", 1);
     assert_eq!((world.primary(), &*world.why()), (None, "pg2 may lead, and does not answer: too many clients"));
     world.proves("pg2", 2);
+    world.replica("pg3");
+    world.proves("pg1", 1);
+    assert_eq!(world.primary(), Some("pg2"));
+}
+
+#[test]
+fn of_two_that_were_promoted_everybody_names_the_same_one_or_nobody_whichever_they_hear_of_first() {
+    // pg2 is promoted at some moment and pg3 a while after it; a process asks them in some order, as often as it likes.
+    let orders = [["pg2", "pg3"], ["pg3", "pg2"]];
+    for (order, asks_before) in orders.into_iter().flat_map(|order| [true, false].map(|before| (order, before))) {
+        let mut world = led();
+        world.pass(DEBOUNCE);
+        if asks_before {
+            world.proves("pg2", 2);
+            assert_eq!((world.primary(), world.pace("pg3")), (None, Pace::Tight));
+            assert_eq!(world.why(), "pg2 proves timeline 2, and pg1 is asked whether it does as well");
+            world.replica("pg3");
+            world.silent("pg1");
+            assert_eq!(world.primary(), Some("pg2"), "pg3 was not promoted before it");
+        }
+        world.pass(Duration::from_secs(1));
+        for member in order {
+            world.proves(member, 2);
+            assert_ne!(world.primary(), Some("pg3"), "{order:?}");
+        }
+        world.proves("pg1", 1);
+        assert_ne!(world.primary(), Some("pg3"), "{order:?}");
+    }
+}
+
+#[test]
+fn whoever_does_not_answer_is_not_waited_for_when_another_is_promoted() {
+    let mut world = led();
+    world.silent("pg1");
+    world.pass(DEBOUNCE);
+    world.proves("pg2", 2);
+    assert_eq!(world.primary(), None, "pg3 answered before");
+    world.silent("pg3");
     assert_eq!(world.primary(), Some("pg2"));
 }
 
