@@ -6,19 +6,22 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use pgsplice::cluster::{self, ClusterView};
 use pgsplice::config::{self, ProofConfig, StaticConfig, StaticMember, StoreConfig, TlsFiles};
-use pgsplice_tests::{Certificate, postgres};
+use pgsplice_tests::{Certificate, Psql, postgres};
 use serde_json::Value;
 use xtask::lab::cluster::{ADMIN_PASSWORD, postgres_server};
-use xtask::lab::{Host, Lab, LabSpec, Program, until};
+use xtask::lab::{Host, Lab, LabSpec, Program, until, until_ok};
 
 const SOON: Duration = Duration::from_secs(20);
 const WRITES: u16 = 5432;
 const READS: u16 = 5433;
+/// To the first server, through the PgBouncer.
+const POOLED: u16 = 5436;
 /// Where the three servers listen, all on host `pg1`: the first is the lab's own.
 const SERVERS: [(&str, u16); 3] = [("first", 5432), ("second", 5434), ("third", 5435)];
 
@@ -91,10 +94,19 @@ fn config(lab: &Lab) -> String {
         [("rw", WRITES, "role = \"primary\""), ("ro", READS, "role = \"replica\"\nmax_lag = \"1MiB\"")]
     {
         writeln!(text, "[listener.{pool}]\nbind = \"0.0.0.0:{port}\"\npool = \"{pool}\"").unwrap();
-        let keys = "cluster = \"main\"\nroute = \"node-local\"\naddress = \"conn-url\"\nprobe.interval = \"200ms\"";
-        writeln!(text, "[pool.{pool}]\n{keys}\n{rule}").unwrap();
+        let keys = "cluster = \"main\"\nroute = \"node-local\"\naddress = \"conn-url\"";
+        writeln!(text, "[pool.{pool}]\n{keys}\n{rule}\n{}", probe(pool)).unwrap();
     }
     text
+}
+
+/// As a client goes.
+fn probe(pool: &str) -> String {
+    let password = Lab::password("PROBE_PASSWORD").unwrap();
+    format!(
+        "[pool.{pool}.probe]\nkind = \"query\"\nuser = \"pgsplice\"\npassword = \"{password}\"\ndatabase = \"app\"\n\
+         interval = \"200ms\""
+    )
 }
 
 fn ask(lab: &Lab, path: &[&str]) -> Value {
@@ -140,6 +152,8 @@ fn writes_go_to_whoever_was_promoted_last_and_reads_to_those_who_keep_up() {
     sql(host, "third", "SELECT pg_wal_replay_resume()").unwrap();
     until("it to have caught up", SOON, || readers(&lab) == 2).unwrap();
 
+    servers_without_a_free_connection_lose_nothing(&lab);
+
     // A promotion while the old primary goes on taking writes: its sessions end, and nothing more goes to it.
     let conninfo = lab.conninfo(lab.proxy(), WRITES);
     let mut session = lab.client().command(["psql", "-XAtq", &conninfo, "-c", "SELECT pg_sleep(60)"]);
@@ -175,6 +189,84 @@ fn writes_go_to_whoever_was_promoted_last_and_reads_to_those_who_keep_up() {
     until("the second to be open again", SOON, || primary(&lab).as_deref() == Some("second")).unwrap();
 
     over_tls_and_with_the_wrong_password(&lab);
+}
+
+/// Takes every connection that a server has for ordinary users, and every one that gets free, until it is dropped.
+struct Crowd(Child);
+
+impl Crowd {
+    fn at(lab: &Lab, server: &str) -> Self {
+        let port = SERVERS.iter().find(|(name, _)| *name == server).unwrap().1;
+        let program = "import psycopg, sys, time\nheld = []\nwhile True:\n\
+                       \x20   try: held.append(psycopg.connect(sys.argv[1]))\n\
+                       \x20   except psycopg.OperationalError: time.sleep(0.01)";
+        let conninfo = lab.conninfo(lab.host("pg1"), port);
+        let mut command = lab.client().command(["python3", "-c", program, &conninfo]);
+        let crowd = Self(command.stdin(Stdio::null()).spawn().unwrap());
+        until("the server to be full", SOON, || backends(lab).iter().any(|one| one["health"] == "full")).unwrap();
+        // Questions that were under way leave places as well.
+        std::thread::sleep(Duration::from_secs(1));
+        crowd
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn backends(lab: &Lab) -> Vec<Value> {
+    ask(lab, &["backends", "--json"])["backends"].as_array().unwrap().clone()
+}
+
+/// PostgreSQL's SQLSTATE 53300: what is alive stays in service, and whoever comes is told by the server itself.
+fn servers_without_a_free_connection_lose_nothing(lab: &Lab) {
+    // A standby: reads go to the other one.
+    let crowd = Crowd::at(lab, "third");
+    for _ in 0..6 {
+        assert_eq!(behind(lab, READS), (5434, true));
+    }
+    drop(crowd);
+    until("the third to have room", SOON, || backends(lab).iter().all(|one| one["health"] != "full")).unwrap();
+
+    // The primary. A PgBouncer has its connections to it.
+    let mut session = Psql::connect(lab, WRITES);
+    assert_eq!(lab.sql(lab.bouncers()[0], 6432, "SELECT 1").unwrap(), "1");
+    let crowd = Crowd::at(lab, "first");
+    let filled = Instant::now();
+    let bouncer = format!(
+        "[listener.pooled]\nbind = \"0.0.0.0:{POOLED}\"\npool = \"pooled\"\n[pool.pooled]\n{}\n\
+         [[pool.pooled.backend]]\naddress = \"{}:6432\"\n",
+        probe("pooled"),
+        lab.bouncers()[0].v4()
+    );
+    lab.write_pgsplice_config(&format!("{}\n{bouncer}", config(lab))).unwrap();
+    lab.pgsplice(&["reload"]).unwrap();
+    let refused = || lab.sql(lab.proxy(), WRITES, "SELECT 1").err().map(|error| error.to_string());
+    until("a client to be refused", SOON, || refused().is_some_and(|why| why.contains("connection"))).unwrap();
+    let says_so = |one: &Value| one["pool"] == "pooled" && one["health"] == "full";
+    until_ok("the PgBouncer to say so", SOON, || {
+        let all = backends(lab);
+        ensure!(all.iter().any(says_so), "{all:#?}");
+        Ok(())
+    })
+    .unwrap();
+    // Longer than a proof stands that is not renewed.
+    while filled.elapsed() < Duration::from_secs(4) {
+        assert_eq!(primary(lab).as_deref(), Some("first"));
+        assert_eq!(lab.sql(lab.proxy(), POOLED, "SELECT 1").unwrap(), "1", "it goes on with the connections it has");
+        assert!(backends(lab).iter().all(|one| one["health"] != "down"));
+        assert_eq!(session.ask("SELECT 2").as_deref(), Some("2"));
+    }
+    let begun = Instant::now();
+    println!("a full server's client is told {:?} after {:?}", refused(), begun.elapsed());
+    drop(crowd);
+    until("the first to have room", SOON, || lab.sql(lab.proxy(), WRITES, "SELECT 1").is_ok()).unwrap();
+    until("it to be known", SOON, || backends(lab).iter().all(|one| one["health"] == "up")).unwrap();
+    lab.write_pgsplice_config(&config(lab)).unwrap();
+    lab.pgsplice(&["reload"]).unwrap();
 }
 
 /// The first alone, from here: it needs no more servers.

@@ -140,9 +140,9 @@ pub struct Backend {
     pub pool: String,
     pub name: String,
     pub address: String,
-    /// `up`, `down` or `unknown`
+    /// `up`, `full`, `down` or `unknown`
     pub health: String,
-    /// Why it is down.
+    /// Why it is full or down.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
     /// Why the cluster rules it out whatever its health: not the primary, too far behind, not registered as ready.

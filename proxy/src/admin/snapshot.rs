@@ -122,6 +122,7 @@ fn backends_of(pool: &Pool) -> Vec<api::Backend> {
         let (health, why) = match backend.health() {
             Health::Unknown => ("unknown", String::new()),
             Health::Up => ("up", String::new()),
+            Health::Full { why } => ("full", why),
             Health::Down { why } => ("down", why),
         };
         let counters = &backend.counters;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
 
 use crate::config::{Probe, ProbeKind};
 use crate::pg::startup::SSL_REQUEST;
@@ -17,13 +18,29 @@ use crate::pg::startup::SSL_REQUEST;
 /// How much of an error message is read and kept, in bytes.
 const LONGEST_REASON: usize = 200;
 
+/// What PgBouncer says of its servers begins so: what went wrong there comes after it, and SQLSTATE is its own.
+const CACHED: &str = "server login has been failing";
+
+/// How PostgreSQL words SQLSTATE 53300, unless its `lc_messages` are in another language.
+const TOO_MANY: [&str; 3] = ["too many clients already", "too many connections for", "connection slots are reserved"];
+
+/// What a backend that lives answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Alive {
+    Works,
+    /// It, or the server behind it, has no connection to spare.
+    Full {
+        why: String,
+    },
+}
+
 /// Ends within `probe.timeout`. The error is for an operator: `connect: Connection refused (os error 111)`.
-pub async fn probe(address: SocketAddr, probe: &Probe) -> Result<(), String> {
+pub async fn probe(address: SocketAddr, probe: &Probe) -> Result<Alive, String> {
     let mut step = "connect";
     let asked = async {
         let stream = TcpStream::connect(address).await.map_err(|error| format!("connect: {}", plain(&error)))?;
         match &probe.kind {
-            ProbeKind::None | ProbeKind::Tcp => Ok(()),
+            ProbeKind::None | ProbeKind::Tcp => Ok(Alive::Works),
             ProbeKind::SslRequest => {
                 step = "SSLRequest";
                 ssl_request(stream).await
@@ -38,7 +55,7 @@ pub async fn probe(address: SocketAddr, probe: &Probe) -> Result<(), String> {
     answer.unwrap_or_else(|_| Err(format!("{step}: no answer within {}", seconds(probe.timeout))))
 }
 
-async fn ssl_request(mut stream: TcpStream) -> Result<(), String> {
+async fn ssl_request(mut stream: TcpStream) -> Result<Alive, String> {
     let fail = |error: io::Error| match error.kind() {
         io::ErrorKind::UnexpectedEof => "SSLRequest: closed without an answer".to_owned(),
         _ => format!("SSLRequest: {}", plain(&error)),
@@ -48,7 +65,7 @@ async fn ssl_request(mut stream: TcpStream) -> Result<(), String> {
         b'S' | b'N' => {
             // FIN rather than RST: both servers take an end here for a client that changed its mind.
             let _ = stream.shutdown().await;
-            Ok(())
+            Ok(Alive::Works)
         }
         b'E' => Err(format!("SSLRequest: answered with an error: {}", error_message(stream).await)),
         other => Err(format!("SSLRequest: answered with byte 0x{other:02x} instead of S or N; is it PostgreSQL?")),
@@ -74,21 +91,34 @@ async fn query_through(
     database: &str,
     query: &str,
     step: &mut &'static str,
-) -> Result<(), String> {
+) -> Result<Alive, String> {
     let mut config = tokio_postgres::Config::new();
     config.user(user).dbname(database).application_name("pgsplice probe").ssl_mode(SslMode::Disable);
     if let Some(password) = password {
         config.password(password);
     }
-    let login = config.connect_raw(stream, tokio_postgres::NoTls).await;
-    let (client, connection) = login.map_err(|error| format!("login as {user}: {}", said(&error)))?;
+    let (client, connection) = match config.connect_raw(stream, tokio_postgres::NoTls).await {
+        Ok(connected) => connected,
+        Err(error) => return full_or_failed(&format!("login as {user}"), &error),
+    };
     *step = "query";
     let ask = async move {
         // The client is dropped at the end of this block; the connection then sends Terminate and ends.
-        client.simple_query(query).await.map_err(|error| format!("query: {}", said(&error)))
+        client.simple_query(query).await
     };
     let (answer, _ended) = tokio::join!(ask, connection);
-    answer.map(drop)
+    answer.map_or_else(|error| full_or_failed("query", &error), |_| Ok(Alive::Works))
+}
+
+fn full_or_failed(what: &str, error: &tokio_postgres::Error) -> Result<Alive, String> {
+    let why = format!("{what}: {}", said(error));
+    let is_full = error.as_db_error().is_some_and(|db| is_full(db.code(), db.message()));
+    if is_full { Ok(Alive::Full { why }) } else { Err(why) }
+}
+
+fn is_full(code: &SqlState, message: &str) -> bool {
+    let is_cached = || message.starts_with(CACHED) && TOO_MANY.iter().any(|text| message.contains(text));
+    *code == SqlState::TOO_MANY_CONNECTIONS || is_cached()
 }
 
 /// What the server said, or what went wrong on the way.
@@ -177,14 +207,14 @@ mod tests {
     #[tokio::test]
     async fn an_answer_of_s_or_n_is_a_success() {
         for answer in [b"S", b"N"] {
-            assert_eq!(probe(server(Some(answer)).await, &kind(ProbeKind::SslRequest)).await, Ok(()));
+            assert_eq!(probe(server(Some(answer)).await, &kind(ProbeKind::SslRequest)).await, Ok(Alive::Works));
         }
     }
 
     #[tokio::test]
     async fn a_server_that_hangs_is_alive_to_tcp_only() {
         let address = server(None).await;
-        assert_eq!(probe(address, &kind(ProbeKind::Tcp)).await, Ok(()));
+        assert_eq!(probe(address, &kind(ProbeKind::Tcp)).await, Ok(Alive::Works));
         let error = probe(address, &kind(ProbeKind::SslRequest)).await.unwrap_err();
         assert_eq!(error, "SSLRequest: no answer within 300 ms");
         let query = ProbeKind::Query { user: "u".into(), password: None, database: "d".into(), query: "".into() };
@@ -208,6 +238,17 @@ mod tests {
         let query = ProbeKind::Query { user: "u".into(), password: None, database: "d".into(), query: "".into() };
         let error = probe(server(Some(b"\xff\xff\xff\xff\xff\xff\xff\xff")).await, &kind(query)).await.unwrap_err();
         assert!(error.starts_with("login as u: "), "{error}");
+    }
+
+    #[test]
+    fn a_server_without_a_free_connection_is_alive_in_its_own_words_and_in_pgbouncers() {
+        let cached = |why: &str| format!("server login has been failing, cached error: {why} (server_login_retry)");
+        assert!(is_full(&SqlState::TOO_MANY_CONNECTIONS, "Verbindungen sind alle"));
+        let protocol = SqlState::PROTOCOL_VIOLATION;
+        assert!(is_full(&protocol, &cached("FATAL: sorry, too many clients already")));
+        assert!(is_full(&protocol, &cached("too many connections for role \"app\"")));
+        assert!(!is_full(&protocol, &cached("connect failed")));
+        assert!(!is_full(&SqlState::INVALID_PASSWORD, "too many clients already"));
     }
 
     #[test]

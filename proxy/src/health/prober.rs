@@ -103,7 +103,7 @@ async fn watch(pool: Arc<Pool>, backend: Arc<Backend>, mut delay: Duration, reco
     let mut round = 0_u64;
     let mut track = match backend.health() {
         Health::Unknown => Track::Unknown,
-        Health::Up => Track::Up { failures: 0 },
+        Health::Up | Health::Full { .. } => Track::Up { failures: 0 },
         Health::Down { .. } => Track::Marked,
     };
     loop {
@@ -174,8 +174,15 @@ fn set(pool: &Pool, backend: &Backend, health: Health) {
             tracing::info!(pool = backend.pool, backend = name, %address, "backend is still down: {why}");
             return;
         }
+        (Health::Full { .. }, Health::Full { .. }) => return,
+        (_, Health::Full { why }) => {
+            tracing::warn!(pool = backend.pool, backend = name, %address, "backend is full: {why}");
+        }
         (_, Health::Down { why }) => {
             tracing::warn!(pool = backend.pool, backend = name, %address, "backend is down: {why}");
+        }
+        (Health::Full { .. }, Health::Up) => {
+            tracing::info!(pool = backend.pool, backend = name, %address, "backend has room again");
         }
         (Health::Unknown, Health::Up) => {
             tracing::info!(pool = backend.pool, backend = name, %address, "backend is up");

@@ -1,5 +1,6 @@
 //! The state machine of one backend's probes: rise and fall counts, no clock, no sockets.
 
+use super::check::Alive;
 use crate::config;
 use crate::pool::Health;
 
@@ -24,22 +25,19 @@ pub enum Track {
 }
 
 impl Track {
-    /// Takes one probe's result; the health to set, if it is to change.
-    pub fn observe(&mut self, result: Result<(), String>, probe: &config::Probe) -> Option<Health> {
+    /// Takes one probe's result; the health to set, if it is known better than before.
+    pub fn observe(&mut self, result: Result<Alive, String>, probe: &config::Probe) -> Option<Health> {
         match (&mut *self, result) {
-            (Self::Unknown | Self::Marked, Ok(())) => self.up(),
+            (Self::Unknown | Self::Marked, Ok(alive)) => self.up(alive),
             (Self::Unknown | Self::Marked, Err(why)) => self.down(probe, why),
-            (Self::Up { failures }, Ok(())) => {
-                *failures = 0;
-                None
-            }
+            (Self::Up { .. }, Ok(alive)) => self.up(alive),
             (Self::Up { failures }, Err(why)) => {
                 *failures += 1;
                 if *failures < probe.fall { None } else { self.down(probe, why) }
             }
-            (Self::Down { successes, needed }, Ok(())) => {
+            (Self::Down { successes, needed }, Ok(alive)) => {
                 *successes += 1;
-                if *successes < *needed { None } else { self.up() }
+                if *successes < *needed { None } else { self.up(alive) }
             }
             (Self::Down { successes, .. }, Err(why)) => {
                 *successes = 0;
@@ -66,9 +64,12 @@ impl Track {
         }
     }
 
-    fn up(&mut self) -> Option<Health> {
+    fn up(&mut self, alive: Alive) -> Option<Health> {
         *self = Self::Up { failures: 0 };
-        Some(Health::Up)
+        Some(match alive {
+            Alive::Works => Health::Up,
+            Alive::Full { why } => Health::Full { why },
+        })
     }
 
     fn down(&mut self, probe: &config::Probe, why: String) -> Option<Health> {
@@ -81,9 +82,9 @@ impl Track {
 mod tests {
     use super::*;
 
-    const OK: Result<(), String> = Ok(());
+    const OK: Result<Alive, String> = Ok(Alive::Works);
 
-    fn refused() -> Result<(), String> {
+    fn refused() -> Result<Alive, String> {
         Err("connection refused".into())
     }
 
@@ -108,7 +109,7 @@ mod tests {
         assert_eq!(track.observe(refused(), &probe()), None);
         assert!(track.is_changing());
         assert_eq!(track.observe(refused(), &probe()), None);
-        assert_eq!(track.observe(OK, &probe()), None);
+        assert_eq!(track.observe(OK, &probe()), Some(Health::Up));
         assert!(!track.is_changing(), "a success between starts the count anew");
         assert_eq!(track.observe(refused(), &probe()), None);
         assert_eq!(track.observe(refused(), &probe()), None);
@@ -137,6 +138,18 @@ mod tests {
         assert_eq!(track.observe(refused(), &probe()), down());
         track.marked_down();
         assert_eq!(track.observe(OK, &probe()), None, "what probes found down rises as usual");
+    }
+
+    #[test]
+    fn one_that_is_full_is_alive_and_known_to_be_full_until_it_is_asked_again() {
+        let full = || Ok(Alive::Full { why: "too many clients".into() });
+        let shown = Some(Health::Full { why: "too many clients".into() });
+        let mut track = Track::Up { failures: 2 };
+        assert_eq!(track.observe(full(), &probe()), shown);
+        assert_eq!(track.observe(OK, &probe()), Some(Health::Up));
+        track.marked_down();
+        assert_eq!(track.observe(full(), &probe()), shown);
+        assert_eq!(Track::default().observe(full(), &probe()), shown);
     }
 
     #[test]

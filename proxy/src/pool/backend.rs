@@ -44,6 +44,11 @@ pub enum Health {
     /// Not probed yet. Eligible only while its pool has no probe.
     Unknown,
     Up,
+    /// Alive, and without a connection to spare when it was asked last. It is offered a session while nobody else is
+    /// left: a PgBouncer may have a server connection for it, and anybody else says itself that there is none.
+    Full {
+        why: String,
+    },
     Down {
         why: String,
     },

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::{Backend, Candidate, Candidates, Health, balance};
+use super::{Backend, Candidate, Candidates, FULL, Health, balance};
 use crate::cluster::{BouncerState, ClusterView, Member, StoreHealth};
 use crate::config::{self, BackendSource, NodeAddress, ProbeKind, Role, RoleRule};
 
@@ -211,12 +211,13 @@ pub fn candidates(
     let mut reasons = Vec::new();
     for one in named {
         let Some(backend) = backends.iter().find(|backend| backend.address == one.address) else { continue };
+        let tier = if matches!(backend.health(), Health::Full { .. }) { FULL } else { one.tier };
         match one.excluded.clone().or_else(|| unusable(pool, backend)) {
             Some(why) => reasons.push((one.name.clone(), why)),
             None => list.push(Candidate {
                 backend: backend.clone(),
                 weight: one.weight,
-                tier: one.tier,
+                tier,
                 max_sessions: one.max_sessions,
                 peer_id: one.peer_id,
             }),
@@ -232,7 +233,7 @@ fn unusable(pool: &config::Pool, backend: &Backend) -> Option<String> {
         return Some("drained".into());
     }
     match backend.health() {
-        Health::Up => None,
+        Health::Up | Health::Full { .. } => None,
         Health::Unknown if pool.probe.kind == ProbeKind::None => None,
         Health::Unknown => Some("not probed yet".into()),
         Health::Down { why } => Some(why),

@@ -70,8 +70,10 @@ pub struct Candidate {
     pub peer_id: Option<u16>,
 }
 
-/// Preferred ones; the others, and configured backups; the primary where it serves reads for want of replicas.
-pub const TIERS: [u8; 3] = [0, 1, 2];
+/// Preferred ones; the others, and configured backups; the primary where it serves reads for want of replicas; those that
+/// are [`Health::Full`].
+pub const TIERS: [u8; 4] = [0, 1, 2, FULL];
+const FULL: u8 = 3;
 
 /// What [`Pool::pick`] found.
 #[derive(Debug)]

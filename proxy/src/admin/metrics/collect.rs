@@ -173,7 +173,7 @@ fn of_backends(pools: &[Arc<Pool>], out: &mut Families<'_>) -> fmt::Result {
     out.gauge(
         "pgsplice_backend_up",
         "Whether probes and connects find it alive; 0 also before the first probe",
-        gauges(|one| u32::from(one.health() == Health::Up)),
+        gauges(|one| matches!(one.health(), Health::Up | Health::Full { .. }).into()),
     )?;
     out.gauge("pgsplice_backend_drained", "Whether an operator drained it", gauges(|one| one.is_drained().into()))?;
     out.gauge(

@@ -183,3 +183,20 @@ fn an_unprobed_backend_waits_for_its_probe() {
         (vec![], "pg1: not probed yet; pg2: the primary is pg1; pg3: the primary is pg1".into())
     );
 }
+
+#[test]
+fn one_that_is_full_comes_after_everybody_else_and_is_not_left_out() {
+    let (view, mut rule) = (view(), pool(Role::Replica, None, true));
+    rule.probe.kind = ProbeKind::Tcp;
+    let named = members(&rule, &[], Some(&view));
+    let backend = |named: &Named| {
+        let backend = Arc::new(Backend::new("p", &named.name, named.address));
+        let is_full = named.name == "pg2";
+        backend.set_health(if is_full { Health::Full { why: "too many clients".into() } } else { Health::Up });
+        backend
+    };
+    let backends: Vec<_> = named.iter().map(backend).collect();
+    let found = candidates(&rule, &named, &backends, Some(&view));
+    let tiers: Vec<_> = found.list.iter().map(|one| (&*one.backend.name, one.tier)).collect();
+    assert_eq!(tiers, [("pg1", 2), ("pg2", FULL), ("pg3", 0)]);
+}
