@@ -1,0 +1,102 @@
+//! LIVE: the kernel forwards, and the sockets go once the client has the reply that was held.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pgsplice_ebpf::flow::{FlowKey, control};
+
+use super::Legs;
+use crate::ring;
+use crate::session::SessionRecord;
+use crate::splice::packet::{self, Segment};
+use crate::splice::raw::Raw;
+use crate::splice::sockets::{self, Numbers};
+use crate::splice::table::Slot;
+use crate::splice::{Road, Splice};
+
+/// How long this process still waits for the client of a session that is in its table no more.
+const GONE: Duration = Duration::from_secs(5);
+
+/// Forwarded by the kernel.
+pub struct Live {
+    pub(super) splice: Arc<Splice>,
+    /// Until it is in the table.
+    pub slot: Option<Slot>,
+    pub(super) index: u32,
+    pub road: Road,
+    /// Client, backend: the keys of what comes from them.
+    pub keys: [FlowKey; 2],
+    pub(super) numbers: [Numbers; 2],
+}
+
+impl Live {
+    pub fn splice(&self) -> &Arc<Splice> {
+        &self.splice
+    }
+
+    /// Waits until the client has acknowledged the held bytes (this kernel sends them again where they are lost), then
+    /// has both sockets close without a packet; that of the client with a RST, if the session ends before that. Err: bytes got past the hand-off, which must not happen; cut it.
+    pub async fn release(&self, legs: Legs<'_>, record: &SessionRecord) -> Result<(), &'static str> {
+        let maps = self.splice.maps();
+        let index = self.index;
+        let sent = self.numbers[1].receive;
+        let mut pause = Duration::from_millis(1);
+        let mut gone: Option<Instant> = None;
+        let acknowledged = loop {
+            let acknowledged = maps.state(index).side[1].acked.wrapping_sub(sent) as i32 >= 0;
+            if acknowledged || maps.control(index) != control::LIVE {
+                break acknowledged;
+            }
+            if record.slot() != Some(index) && gone.get_or_insert_with(Instant::now).elapsed() > GONE {
+                if !self.splice.ownership.is_lent() {
+                    break false;
+                }
+                // Another process has the session, and its client still waits for what only this socket can repeat. The
+                // kernel goes on with that, as where a process was killed; the egress program keeps its FIN back.
+                if let Err(error) = sockets::close_silently(legs.backend) {
+                    tracing::warn!("a socket cannot close silently: {error}");
+                }
+                return Ok(());
+            }
+            ring::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(20));
+        };
+        if !acknowledged {
+            self.reset_client();
+        }
+        let mut clean = true;
+        for (number, socket) in [legs.client, legs.backend].into_iter().enumerate() {
+            match sockets::next_expected(socket) {
+                Ok(next) => clean &= next == self.numbers[number].receive,
+                Err(error) => tracing::warn!("TCP_QUEUE_SEQ: {error}"),
+            }
+            let closing = if number == 0 && !acknowledged { sockets::close_by_reset } else { sockets::close_silently };
+            if let Err(error) = closing(socket) {
+                // Its close will send a FIN or RST, which the egress program stops or both ends judge.
+                tracing::warn!("a socket cannot close silently: {error}");
+            }
+        }
+        self.splice.forget_watch(&self.keys[0]);
+        if let Some(conntrack) = &self.splice.conntrack {
+            conntrack.forget(&self.keys);
+        }
+        if clean { Ok(()) } else { Err("a socket received bytes after the hand-off") }
+    }
+
+    /// Where a RST overtook the held bytes the client did not believe it (RFC 5961, section 3.2), and the flows are gone by
+    /// now. This one is at what the client has acknowledged; the close of its socket sends another behind the held bytes.
+    fn reset_client(&self) {
+        let unseen = self.numbers[1].receive.wrapping_sub(self.splice.maps().state(self.index).side[1].acked);
+        let segment = Segment {
+            way: self.keys[0].reversed(),
+            sequence: self.numbers[0].write.wrapping_sub(unseen),
+            acknowledgement: self.numbers[0].receive,
+            flags: packet::RST | packet::ACK,
+            window: 0,
+            timestamps: None,
+        };
+        if let Err(error) = Raw::open().and_then(|raw| raw.send(packet::ip(segment.way.dst), &segment.bytes())) {
+            tracing::warn!("a client may wait for a session that was reset: {error}");
+        }
+    }
+}
