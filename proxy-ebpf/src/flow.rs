@@ -16,6 +16,9 @@ pub const EVENTS: &str = "EVENTS";
 pub const SPLICE_COUNTERS: &str = "SPLICE_COUNTERS";
 /// Of the XDP program alone, and not pinned: what the routing table last said of some flows.
 pub const WAYS: &str = "WAYS";
+/// Not pinned either: by listener's id, not 0 where the connections of its clients are not watched from their SYN on.
+/// Written by user space.
+pub const UNWATCHED: &str = "UNWATCHED";
 /// User space only: who a session is, so that the next process can go on telling.
 pub const META: &str = "META";
 /// User space only: the names that `SessionMeta` refers to by index.
@@ -200,7 +203,8 @@ pub const SIDE_HELD: u32 = 8;
 pub const SIDE_FIN_FIRST: u32 = 16;
 
 /// Value of `WATCHES`: what was seen of a leg before the hand-off. The program makes one at a SYN to a listener, user
-/// space before it connects to a backend; every packet with this key brings it up to date and passes up.
+/// space before it connects to a backend; or user space makes both later, where `UNWATCHED` says so: then a SYN takes away
+/// what was seen of another connection. Every packet with this key brings it up to date and passes up.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Watch {

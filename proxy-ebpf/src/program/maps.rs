@@ -2,6 +2,7 @@
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
+use core::ptr;
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
@@ -77,6 +78,9 @@ pub static META: Array<SessionMeta> = Array::pinned(DEFAULT_SESSIONS, BPF_F_MMAP
 #[map]
 pub static LABELS: Array<Label> = Array::pinned(MAX_LABELS, 0);
 
+#[map]
+pub static UNWATCHED: Array<u32> = Array::with_max_entries(MAX_LISTENERS, BPF_F_MMAPABLE);
+
 /// What [`crate::program::route::find_again`] remembers, by slot and side modulo the length.
 #[map]
 pub static WAYS: PerCpuArray<Remembered> = PerCpuArray::with_max_entries(WAYS_LENGTH, 0);
@@ -101,6 +105,13 @@ pub fn flow(key: &Tuple) -> Option<&'static Flow> {
 pub fn listener(address: &Address) -> Option<u32> {
     // SAFETY: the value is copied out at once; ids are small and a stale one only miscounts a packet.
     unsafe { LISTENERS.get(address) }.copied()
+}
+
+/// Whether the clients of this listener are not to be watched from their SYN on.
+#[inline(always)]
+pub fn is_unwatched(listener: u32) -> bool {
+    // SAFETY: a value of an array map, aligned; user space writes it at any time.
+    UNWATCHED.get_ptr(listener).is_some_and(|word| unsafe { ptr::read_volatile(word) } != 0)
 }
 
 /// One more packet of this kind.

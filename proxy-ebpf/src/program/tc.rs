@@ -58,10 +58,10 @@ fn ingress(packet: Tc<false>) -> Option<i32> {
             }
         };
     }
-    if parsed.opens() && guard::listener(packet, key, parsed.v6()).is_some() {
-        watch::begin(packet, &parsed, key);
-    } else {
-        watch::update(packet, &parsed, key);
+    let listener = if parsed.opens() { guard::listener(packet, key, parsed.v6()) } else { None };
+    match listener {
+        Some(id) => watch::open(packet, &parsed, key, id),
+        None => watch::update(packet, &parsed, key),
     }
     None
 }

@@ -3,7 +3,7 @@
 use pgsplice_ebpf::flow::{WATCH_MOVED, WATCH_ODD, WATCH_TIMESTAMPS, Watch};
 
 use super::key::Tuple;
-use super::maps::WATCHES;
+use super::maps::{self, WATCHES};
 use super::options;
 use super::packet::Packet;
 use super::parse::Parsed;
@@ -36,7 +36,18 @@ pub fn update<P: Packet>(packet: P, parsed: &Parsed, key: &Tuple) {
     seen.flags = flags;
 }
 
-/// A SYN to a listener: its connection is watched from here on, whatever its tuple was before.
+/// A SYN to a listener: its connection is watched from here on or, where user space begins that, from then on.
+#[inline(always)]
+pub fn open<P: Packet>(packet: P, parsed: &Parsed, key: &Tuple, listener: u32) {
+    if !maps::is_unwatched(listener) {
+        return begin(packet, parsed, key);
+    }
+    if WATCHES.get_ptr(key).is_some() {
+        let _ = WATCHES.remove(key);
+    }
+}
+
+/// A connection is watched from this SYN on, whatever its tuple was before.
 #[inline(always)]
 pub fn begin<P: Packet>(packet: P, parsed: &Parsed, key: &Tuple) {
     // SAFETY: integers, of which zero is a value; written whole because the map takes every byte of it.

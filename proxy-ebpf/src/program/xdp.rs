@@ -56,10 +56,9 @@ fn verdict<const SPLICE: bool, const FRAGS: bool>(packet: Xdp<FRAGS>) -> Option<
         return Some(XDP_DROP);
     }
     if SPLICE {
-        if listener.is_some() && parsed.opens() {
-            watch::begin(packet, &parsed, key);
-        } else {
-            watch::update(packet, &parsed, key);
+        match listener {
+            Some(id) if parsed.opens() => watch::open(packet, &parsed, key, id),
+            _ => watch::update(packet, &parsed, key),
         }
     }
     Some(XDP_PASS)

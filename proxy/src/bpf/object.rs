@@ -9,6 +9,7 @@ use aya::maps::{Array, Map, MapError, PerCpuArray, RingBuf};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError};
 use pgsplice_ebpf::flow::{self, Flow, FlowKey, SessionMeta, SessionState, Watch};
+use pgsplice_ebpf::guard::MAX_LISTENERS;
 
 use super::link::Xdp;
 use super::maps::Maps;
@@ -117,12 +118,18 @@ impl Object {
         if let Some(Map::PerCpuArray(ways)) = self.ebpf.map(flow::WAYS) {
             bytes += sys::memlock(ways.fd().as_fd());
         }
+        let Some(Map::Array(unwatched)) = self.ebpf.map(flow::UNWATCHED) else {
+            return Err(LoadError::Incomplete(flow::UNWATCHED));
+        };
+        bytes += sys::memlock(unwatched.fd().as_fd());
+        let unwatched = unwatched.fd().as_fd().try_clone_to_owned().map_err(LoadError::Splice)?;
         let parts = Parts {
             flows: open(flow::FLOWS)?,
             watches: open(flow::WATCHES)?,
             sessions: sized(flow::SESSIONS)?,
             control: sized(flow::CONTROL)?,
             meta: sized(flow::META)?,
+            unwatched: (unwatched, MAX_LISTENERS),
             labels: take::<Array<_, _>>(&mut self.ebpf, flow::LABELS)?,
             counters: take::<PerCpuArray<_, _>>(&mut self.ebpf, flow::SPLICE_COUNTERS)?,
             events: take::<RingBuf<_>>(&mut self.ebpf, flow::EVENTS)?,

@@ -19,6 +19,7 @@ pub struct SpliceMaps {
     sessions: Mapped<SessionState>,
     control: Mapped<u32>,
     meta: Mapped<SessionMeta>,
+    unwatched: Mapped<u32>,
     labels: Mutex<Array<MapData, Label>>,
     counters: PerCpuArray<MapData, u64>,
     events: Mutex<Option<RingBuf<MapData>>>,
@@ -32,6 +33,7 @@ pub(super) struct Parts {
     pub sessions: (OwnedFd, u32),
     pub control: (OwnedFd, u32),
     pub meta: (OwnedFd, u32),
+    pub unwatched: (OwnedFd, u32),
     pub labels: Array<MapData, Label>,
     pub counters: PerCpuArray<MapData, u64>,
     pub events: RingBuf<MapData>,
@@ -63,6 +65,7 @@ impl SpliceMaps {
             sessions: Mapped::new(parts.sessions)?,
             control: Mapped::new(parts.control)?,
             meta: Mapped::new(parts.meta)?,
+            unwatched: Mapped::new(parts.unwatched)?,
             labels: Mutex::new(parts.labels),
             counters: parts.counters,
             events: Mutex::new(Some(parts.events)),
@@ -146,7 +149,14 @@ impl SpliceMaps {
         sys::lookup(self.watches.as_fd(), key)
     }
 
-    /// Of a connection that is about to be made: nothing has been seen of it.
+    /// Whether the clients of the listener with this id are watched from their SYN on; at first they are.
+    pub fn watch_from_syn(&self, listener: u32, on: bool) {
+        if let Some(word) = self.unwatched.word(listener) {
+            word.store(u32::from(!on), Ordering::Relaxed);
+        }
+    }
+
+    /// Nothing has been seen of this connection; what is from now on counts.
     pub fn start_watch(&self, key: &FlowKey) -> io::Result<()> {
         sys::update(self.watches.as_fd(), key, &Watch::default(), sys::BPF_ANY)
     }

@@ -16,10 +16,11 @@ use super::leg::{self, Leg};
 use super::pick::{self, Failed, Tried};
 use super::startup::Opening;
 use super::{Phase, Session, Termination};
+use crate::config::SpliceAfter;
 use crate::health::passive;
 use crate::pg::startup::FirstPacket;
 use crate::pool::Place;
-use crate::splice::BackendPort;
+use crate::splice::watch::BackendPort;
 use crate::{config, ring};
 
 /// Ports of ours that are tried before the kernel chooses one.
@@ -193,11 +194,13 @@ async fn leave(
     backend: SocketAddr,
     config: &config::Pool,
 ) -> io::Result<(Leg, Option<BackendPort>)> {
-    if let Some(splice) = session.worker.proxy.splice_for(&session.listener.config.load()) {
+    let listener = session.listener.config.load();
+    if let Some(splice) = session.worker.proxy.splice_for(&listener) {
+        let watched = listener.splice_after != SpliceAfter::Auto || !session.listener.counters.brief.are_most();
         // What the client can take in one segment must be the most the backend sends in one.
         let max_segment = client.max_segment();
         for _ in 0..PORT_TRIES {
-            let Some(port) = splice.leg_to(backend) else { break };
+            let Some(port) = splice.leg_to(backend, watched) else { break };
             let outbound = Outbound { local: Some(port.address()), max_segment };
             match connect(backend, config, outbound).await {
                 // The port is ours, but a connection of before is still in TIME_WAIT, or somebody listens on it.

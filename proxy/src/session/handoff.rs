@@ -135,9 +135,7 @@ async fn attempt(
     let listener = session.worker.proxy.guard_id(&session.listener.name);
     match ours {
         true => {
-            splice
-                .hand_off(legs(client, reached), held, wanted, reached.port.is_some(), listener, &session.record)
-                .await
+            splice.hand_off(legs(client, reached), held, wanted, reached.port.as_ref(), listener, &session.record).await
         }
         false => Attempt::Stay(Why::NotWanted),
     }
@@ -262,7 +260,16 @@ impl Prospect {
             wanted => Way::Packets(session.worker.proxy.splice_for(&config)?, wanted),
         };
         let now = Instant::now();
-        let most_are_brief = session.listener.counters.brief.logged_in();
+        let brief = &session.listener.counters.brief;
+        let most_are_brief = brief.logged_in();
+        // The next, whose SYN may come before it is asked again.
+        let watches_late = brief.are_most() && config.splice_after == SpliceAfter::Auto;
+        if let Way::Packets(splice, _) = &way
+            && brief.turns(watches_late)
+            && let Some(listener) = session.worker.proxy.guard_id(&session.listener.name)
+        {
+            splice.maps().watch_from_syn(listener, !watches_late);
+        }
         let (turns, not_before) = match config.splice_after {
             SpliceAfter::Auto if most_are_brief => (0, now + BRIEF),
             SpliceAfter::Auto => (0, now),

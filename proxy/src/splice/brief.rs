@@ -1,6 +1,6 @@
 //! Whether a listener's sessions live long enough for a hand-off to pay: the rule of `splice_after = "auto"`.
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 /// A session that is over within this time of its accept was brief; where most are, each is given this long to show that
@@ -13,21 +13,36 @@ const MEMORY: u32 = 16;
 
 /// The share of brief sessions among the last. Two threads that count at once may lose one, which does no harm.
 #[derive(Debug, Default)]
-pub struct Brief(AtomicU32);
+pub struct Brief {
+    share: AtomicU32,
+    /// What [`Self::turns`] was told last.
+    last: AtomicBool,
+}
 
 impl Brief {
     /// A session has logged in. Whether most before it were brief.
     pub fn logged_in(&self) -> bool {
-        let share = self.0.load(Relaxed);
-        self.0.store(share - share / MEMORY, Relaxed);
-        share > ONE / 2
+        let most = self.are_most();
+        let share = self.share.load(Relaxed);
+        self.share.store(share - share / MEMORY, Relaxed);
+        most
+    }
+
+    /// Whether most of the last were brief.
+    pub fn are_most(&self) -> bool {
+        self.share.load(Relaxed) > ONE / 2
+    }
+
+    /// Whether this is another answer than the last time; at first that was no.
+    pub fn turns(&self, now: bool) -> bool {
+        self.last.load(Relaxed) != now && self.last.swap(now, Relaxed) != now
     }
 
     /// One that had logged in is over.
     pub fn ended(&self, age: Duration) {
         if age < BRIEF {
-            let share = self.0.load(Relaxed);
-            self.0.store((share + ONE / MEMORY).min(ONE), Relaxed);
+            let share = self.share.load(Relaxed);
+            self.share.store((share + ONE / MEMORY).min(ONE), Relaxed);
         }
     }
 }

@@ -25,11 +25,11 @@ pub mod sockmap;
 pub mod source;
 pub mod sweep;
 pub mod table;
+pub mod watch;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::time::Instant;
 use std::{fmt, fs};
 
 use pgsplice_ebpf::flow::FlowKey;
@@ -40,7 +40,7 @@ use conntrack::Conntrack;
 use forwarding::Forwarding;
 use labels::Labels;
 use ownership::Ownership;
-use ports::{Port, Ports};
+use ports::Ports;
 use source::Sources;
 use table::Table;
 
@@ -252,54 +252,6 @@ impl Splice {
 
     pub fn kernel(&self) -> &Arc<Kernel> {
         &self.kernel
-    }
-
-    /// A source port for a connection that may be spliced, its packets watched from the first on. `None`: connect from
-    /// whatever port the kernel gives, and stay in user space.
-    pub fn leg_to(self: &Arc<Self>, backend: SocketAddr) -> Option<BackendPort> {
-        let source = self.sources.towards(backend.ip())?;
-        let port = self.ports.take(source, backend, Instant::now())?;
-        match self.maps().start_watch(&port.key()) {
-            Ok(()) => Some(BackendPort { port: Some(port), splice: self.clone() }),
-            Err(error) => {
-                tracing::debug!(%backend, "no watch: {error}");
-                None
-            }
-        }
-    }
-
-    /// The watch of a leg is of no use any more.
-    pub fn forget_watch(&self, key: &FlowKey) {
-        if let Err(error) = self.maps().stop_watch(key) {
-            tracing::debug!("stop_watch: {error}");
-        }
-    }
-}
-
-/// Our own end of a backend leg, watched for as long as this lives.
-pub struct BackendPort {
-    port: Option<Port>,
-    splice: Arc<Splice>,
-}
-
-impl BackendPort {
-    pub fn address(&self) -> SocketAddr {
-        self.port.as_ref().expect("until it is taken out").address()
-    }
-
-    /// The port, for the table. The leg is watched no longer.
-    pub fn into_port(mut self) -> Port {
-        let port = self.port.take().expect("taken out once");
-        self.splice.forget_watch(&port.key());
-        port
-    }
-}
-
-impl Drop for BackendPort {
-    fn drop(&mut self) {
-        if let Some(port) = &self.port {
-            self.splice.forget_watch(&port.key());
-        }
     }
 }
 

@@ -11,6 +11,8 @@ use socket2::SockRef;
 
 /// linux/tcp.h
 const TCP_REPAIR_ON: libc::c_int = 1;
+/// Off with a window probe: an ACK of the number before the next, which every peer answers.
+const TCP_REPAIR_OFF: libc::c_int = 0;
 /// Off without the window probe that 0 would send.
 const TCP_REPAIR_OFF_NO_WP: libc::c_int = -1;
 const TCP_RECV_QUEUE: libc::c_int = 1;
@@ -120,6 +122,14 @@ pub fn next_expected(socket: BorrowedFd<'_>) -> io::Result<u32> {
 /// This kernel's TSval clock on the connection, in milliseconds.
 pub fn clock(socket: BorrowedFd<'_>) -> io::Result<u32> {
     get_u32(socket, libc::TCP_TIMESTAMP)
+}
+
+/// Has the peer say where it stands, which tells neither side anything new.
+pub fn ask(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_int(socket, libc::TCP_REPAIR, TCP_REPAIR_ON)?;
+    set_int(socket, libc::TCP_REPAIR, TCP_REPAIR_OFF)?;
+    // See [`numbers`].
+    SockRef::from(&socket).set_reuse_address(true)
 }
 
 /// Acknowledge now what an ACK is delayed for.

@@ -95,6 +95,10 @@ impl Pair<'_> {
             self.rig.watches.insert(key, Watch::default(), 0).unwrap();
             self.model.watches.insert(key, Watch::default());
         }
+        if chance.percent(10) {
+            self.model.unwatched = chance.percent(50);
+            self.rig.watch_from_syn(!self.model.unwatched);
+        }
         let state = generate::state(chance);
         let frame = generate::frame(chance, &session, side, &state);
         let outcome = self.run(chance, &session, side, frame)?;

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use pgsplice::splice::model::{Program, Route, Verdict};
-use pgsplice_ebpf::flow::{SIDE_FIN, SIDE_FIN_ACKED, SIDE_FIN_FIRST, SIDE_HELD, SIDE_RST, control, counter, event};
+use pgsplice_ebpf::flow::{
+    FlowKey, SIDE_FIN, SIDE_FIN_ACKED, SIDE_FIN_FIRST, SIDE_HELD, SIDE_RST, WATCH_MOVED, Watch, control, counter, event,
+};
 
 use crate::packet::{ACK, FIN, PSH, Packet, RST, SYN, add, fold, sack, timestamps};
 use crate::rig::{run, set_forwarding};
@@ -234,6 +236,36 @@ fn a_syn_on_a_closed_session_opens_a_new_one_if_it_is_newer() {
             let watch = scene.rig.watches.get(&scene.keys[CLIENT], 0).unwrap();
             assert_eq!((watch.ifindex, watch.tsval), (scene.rig.in0.index, tsval));
         }
+    });
+}
+
+#[test]
+fn a_syn_is_the_end_of_what_was_seen_before_and_where_the_listener_wants_the_beginning() {
+    with_each_program(|scene| {
+        let key = FlowKey { src_port: 7000_u16.to_be_bytes(), ..scene.keys[CLIENT] };
+        scene.model.listeners.insert((key.dst, key.dst_port));
+        scene.rig.listen(key.dst, key.dst_port);
+        let mut packet = Packet::new(key);
+        for watched in [true, false] {
+            scene.model.unwatched = !watched;
+            scene.rig.watch_from_syn(watched);
+            let old = Watch { ifindex: 99, tsval: 1 << 30, vlan: 3, flags: WATCH_MOVED };
+            scene.rig.watches.insert(key, old, 0).unwrap();
+            packet.options = timestamps(50, 0);
+            packet.flags = SYN;
+            assert_eq!(scene.send(&packet).verdict, Verdict::Pass);
+            packet.flags = ACK;
+            packet.options = timestamps(60, 1);
+            scene.send(&packet);
+            let seen = scene.rig.watches.get(&key, 0).ok();
+            assert_eq!(seen.map(|watch| (watch.ifindex, watch.tsval)), watched.then_some((scene.rig.in0.index, 60)));
+        }
+        // From when user space wants it.
+        scene.rig.watches.insert(key, Watch::default(), 0).unwrap();
+        packet.options = timestamps(70, 1);
+        scene.send(&packet);
+        let seen = scene.rig.watches.get(&key, 0).unwrap();
+        assert_eq!((seen.ifindex, seen.tsval, seen.flags & WATCH_MOVED), (scene.rig.in0.index, 70, 0));
     });
 }
 

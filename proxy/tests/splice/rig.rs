@@ -28,6 +28,7 @@ pub struct Rig {
     pub control: Array<MapData, u32>,
     pub watches: HashMap<MapData, FlowKey, Watch>,
     pub listeners: HashMap<MapData, ListenerKey, u32>,
+    unwatched: Array<MapData, u32>,
     counters: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
     pub in0: Interface,
@@ -113,6 +114,7 @@ impl Rig {
             control: take(flow::CONTROL).try_into().unwrap(),
             watches: take(flow::WATCHES).try_into().unwrap(),
             listeners: take(guard::LISTENERS).try_into().unwrap(),
+            unwatched: take(flow::UNWATCHED).try_into().unwrap(),
             counters: take(flow::SPLICE_COUNTERS).try_into().unwrap(),
             events: take(flow::EVENTS).try_into().unwrap(),
             ebpf,
@@ -204,6 +206,11 @@ impl Rig {
 
     pub fn listen(&mut self, addr: [u8; 16], port: [u8; 2]) {
         self.listeners.insert(ListenerKey::new(addr, port), 1, 0).unwrap();
+    }
+
+    /// Whether the clients of the listeners are watched from their SYN on.
+    pub fn watch_from_syn(&mut self, on: bool) {
+        self.unwatched.set(1, u32::from(!on), 0).unwrap();
     }
 }
 

@@ -257,10 +257,41 @@ fn where_most_sessions_are_brief_each_is_given_a_moment_first() {
                 }
             }
             let (early, begun) = (handed_off(), Instant::now());
-            let mut stays = rig.client();
-            assert!(handed_off() == early || begun.elapsed() >= BRIEF, "it was not given its moment");
-            rig.wait_spliced(1);
-            stays.echo(100).unwrap();
+            let [mut stands, mut asks] = [(); 2].map(|()| rig.client());
+            assert!(handed_off() == early || begun.elapsed() >= BRIEF, "they were not given their moment");
+            std::thread::sleep(2 * BRIEF);
+            // Nobody has looked at its packets before the first of these.
+            asks.echo(100).unwrap();
+            asks.echo(100).unwrap();
+            rig.wait_spliced(2);
+            stands.echo(100).unwrap();
+            asks.echo(100).unwrap();
+        },
+    );
+}
+
+#[test]
+fn a_session_whose_watch_was_pushed_out_by_newer_ones_is_watched_again() {
+    on_both_at_once(
+        |setting| Setting { listener: "splice_after = 3", ..setting },
+        |rig| {
+            let [mut asks, mut stands] = [(); 2].map(|()| rig.client());
+            for _ in 0..2 {
+                asks.echo(100).unwrap();
+                stands.echo(100).unwrap();
+            }
+            let mut watches = rig.watches();
+            let keys: Vec<_> = watches.keys().map(Result::unwrap).collect();
+            assert_eq!(keys.len(), 4);
+            keys.iter().for_each(|key| watches.remove(key).unwrap());
+            // Which says nothing by itself any more.
+            stands.echo(100).unwrap();
+            for _ in 0..3 {
+                asks.echo(100).unwrap();
+            }
+            rig.wait_spliced(2);
+            asks.echo(2000).unwrap();
+            stands.echo(2000).unwrap();
         },
     );
 }

@@ -4,10 +4,13 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Result;
+use aya::maps::{HashMap, Map, MapData};
+use pgsplice_ebpf::flow::{self, FlowKey, Watch};
 use pgsplice_tests::{Pgsplice, need_root, proxy};
 use serde_json::Value;
 use xtask::lab::{Host, HostSpec, Net, NetSpec, until};
 
+use crate::older;
 use crate::peer::{Client, Server};
 
 pub const SOON: Duration = Duration::from_secs(20);
@@ -229,6 +232,24 @@ impl Rig {
             .unwrap();
         let values = text.lines().filter(|one| one.starts_with(line)).filter_map(|one| one.rsplit(' ').next());
         values.filter_map(|value| value.parse::<f64>().ok()).sum()
+    }
+
+    /// What the programs have seen of sessions that are not in the kernel yet, by the pinned map.
+    pub fn watches(&self) -> HashMap<MapData, FlowKey, Watch> {
+        Map::LruHashMap(self.pinned(flow::WATCHES)).try_into().unwrap()
+    }
+
+    fn pinned(&self, map: &str) -> MapData {
+        let layout = format!("v{}/maps", pgsplice_ebpf::LAYOUT_VERSION);
+        MapData::from_pin(older::pins(self.host("proxy")).join(layout).join(map)).unwrap()
+    }
+
+    /// Enough sessions for pgsplice to take the next for a brief one.
+    pub fn be_brief(&self) {
+        for number in 1..=24 {
+            drop(self.client());
+            self.wait_ended("client-closed", number);
+        }
     }
 
     /// Packets of spliced sessions with this outcome, as `pgsplice_splice_other_packets_total` has it.

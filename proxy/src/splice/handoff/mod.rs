@@ -23,6 +23,7 @@ use std::time::Duration;
 
 pub use live::Live;
 
+use super::watch::BackendPort;
 use super::{Splice, Why};
 use crate::config::SpliceRoad;
 use crate::ring;
@@ -49,27 +50,25 @@ pub enum Attempt {
 }
 
 impl Splice {
-    /// `held` is less than one segment and was not sent to the client. `own_port`: the backend leg's port is one of ours.
+    /// `held` is less than one segment and was not sent to the client. `port`: the backend leg's, if it is one of ours.
     /// `listener` is its id in the guard's maps. `record`: who it is, for a process after us.
     pub async fn hand_off(
         self: &Arc<Self>,
         legs: Legs<'_>,
         held: &[u8],
         wanted: SpliceRoad,
-        own_port: bool,
+        port: Option<&BackendPort>,
         listener: Option<u32>,
         record: &SessionRecord,
     ) -> Attempt {
-        let plan = match self.qualify(legs, held.len(), wanted) {
+        let Some(port) = port else { return Attempt::Stay(Why::NoPort) };
+        let plan = match self.qualify(legs, held.len(), wanted, port) {
             Ok(plan) => plan,
             Err(Stay::Why(why)) => return Attempt::Stay(why),
             // A side has reset the session; whoever reads next will see.
             Err(Stay::Error(error)) if error.raw_os_error() == Some(libc::ENOTCONN) => return Attempt::Stay(Why::Busy),
             Err(Stay::Error(error)) => return failed("qualify", &error),
         };
-        if !own_port {
-            return Attempt::Stay(Why::NoPort);
-        }
         let holding = match self.hold(legs, plan, held.len(), listener, record) {
             Ok(holding) => holding,
             Err(Stay::Why(why)) => return Attempt::Stay(why),

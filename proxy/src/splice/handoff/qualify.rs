@@ -7,6 +7,7 @@ use pgsplice_ebpf::flow::{FlowKey, WATCH_MOVED, WATCH_ODD, WATCH_TC, WATCH_TIMES
 use super::{Legs, Stay};
 use crate::config::SpliceRoad;
 use crate::splice::sockets::{self, TcpInfo};
+use crate::splice::watch::BackendPort;
 use crate::splice::{Road, Splice, Why, key};
 
 /// What a side offers must come to so many units of the scale in which the other side reads it.
@@ -24,7 +25,13 @@ pub(super) struct Plan {
 }
 
 impl Splice {
-    pub(super) fn qualify(&self, legs: Legs<'_>, held: usize, wanted: SpliceRoad) -> Result<Plan, Stay> {
+    pub(super) fn qualify(
+        &self,
+        legs: Legs<'_>,
+        held: usize,
+        wanted: SpliceRoad,
+        port: &BackendPort,
+    ) -> Result<Plan, Stay> {
         let (client_own, client) = sockets::addresses(legs.client)?;
         let (backend_own, backend) = sockets::addresses(legs.backend)?;
         if client.is_ipv4() != backend.is_ipv4() {
@@ -34,13 +41,10 @@ impl Splice {
             return Err(Why::Unseen.into());
         }
         let keys = [key(client, client_own), key(backend, backend_own)];
-        let mut watches = [Watch::default(); 2];
-        for (watch, key) in watches.iter_mut().zip(&keys) {
-            // Before the clock is read: see [`super::flows`].
-            *watch = self.maps().watch(key)?.filter(|watch| watch.ifindex != 0).ok_or(Why::Unseen)?;
-            if watch.flags & (WATCH_MOVED | WATCH_ODD) != 0 {
-                return Err(Why::Moved.into());
-            }
+        // Before the clock is read: see [`super::flows`].
+        let watches = self.seen(&keys, legs, port, held == 0)?.ok_or(Why::Unseen)?;
+        if watches.iter().any(|watch| watch.flags & (WATCH_MOVED | WATCH_ODD) != 0) {
+            return Err(Why::Moved.into());
         }
         let road = self.road(&watches, wanted, client.is_ipv4())?;
         let infos = [TcpInfo::of(legs.client)?, TcpInfo::of(legs.backend)?];

@@ -89,6 +89,8 @@ pub struct Model {
     pub watches: HashMap<FlowKey, Watch>,
     /// Address and port of each.
     pub listeners: HashSet<([u8; 16], [u8; 2])>,
+    /// Their clients are not watched from the SYN on.
+    pub unwatched: bool,
     pub route: Route,
 }
 
@@ -100,6 +102,7 @@ impl Model {
             control: vec![control::FREE; sessions],
             watches: HashMap::new(),
             listeners: HashSet::new(),
+            unwatched: false,
             route,
         }
     }
@@ -125,7 +128,9 @@ impl Model {
                         let opens = parsed.flags & (SYN | ACK) == SYN;
                         if opens && self.listeners.contains(&(key.dst, key.dst_port)) {
                             self.watches.remove(key);
-                            self.watches.insert(*key, Watch::default());
+                            if !self.unwatched {
+                                self.watches.insert(*key, Watch::default());
+                            }
                         }
                         self.watch(program, arrival, &parsed, key);
                         pass()
