@@ -250,7 +250,7 @@ pub fn is_port_taken(error: &io::Error) -> bool {
 /// One TCP connect under the pool's limit, tuned.
 pub async fn connect(address: SocketAddr, config: &config::Pool, outbound: Outbound) -> io::Result<Leg> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    leg::tune(SockRef::from(&socket), &config.tcp)?;
+    leg::tune_new(SockRef::from(&socket), &config.tcp)?;
     outbound.apply(SockRef::from(&socket))?;
     let limit = config.timeouts.connect;
     match ring::timeout(limit, ring::connect(socket.as_fd(), address.into())).await {

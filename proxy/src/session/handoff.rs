@@ -17,7 +17,6 @@ use crate::splice::handoff::{Attempt, Legs, Live};
 use crate::splice::job::Job;
 use crate::splice::ownership::HandingOff;
 use crate::splice::relay::{Outcome, Turn};
-use crate::splice::sockets::TcpInfo;
 use crate::splice::sockmap::{self, Sockmap};
 use crate::splice::{Road, Splice, Why, table};
 
@@ -289,8 +288,7 @@ impl Prospect {
         let turns = std::mem::take(&mut self.turns).saturating_sub(1);
         match stream {
             Stream::Plain(framer) => {
-                let held_max = TcpInfo::of(borrow(client)).map_or(0, |info| info.send_mss.saturating_sub(1) as usize);
-                Turn::Reply { framer, turns, not_before: self.not_before, held_max }
+                Turn::Reply { framer, turns, not_before: self.not_before, held_max: client.less_than_a_segment() }
             }
             Stream::Encrypted | Stream::Unknown => Turn::Quiet { not_before: self.not_before },
         }

@@ -1,5 +1,6 @@
 //! One side of a session: a connected TCP socket, its options and its reads and writes.
 
+use std::cell::OnceCell;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -15,12 +16,14 @@ const READ_ROOM: usize = 2048;
 pub struct Leg {
     socket: OwnedFd,
     pub peer: SocketAddr,
+    /// What TCP_INFO said when it was first asked.
+    info: OnceCell<Option<TcpInfo>>,
 }
 
 impl Leg {
     /// `socket` must be blocking: on a non-blocking one io_uring answers EAGAIN instead of waiting.
     pub fn new(socket: OwnedFd, peer: SocketAddr) -> Self {
-        Self { socket, peer }
+        Self { socket, peer, info: OnceCell::new() }
     }
 
     pub fn fd(&self) -> RawFd {
@@ -38,7 +41,17 @@ impl Leg {
 
     /// The largest segment the peer takes from us, options included; what TCP_MAXSEG wants to hear.
     pub fn max_segment(&self) -> Option<u32> {
-        TcpInfo::of(self.socket()).ok().map(|info| info.send_mss + info.options_bytes())
+        self.first_info().map(|info| info.send_mss + info.options_bytes())
+    }
+
+    /// The most bytes that leave to the peer in a segment with room left. If the way has become narrower since, a hand-off
+    /// finds out.
+    pub fn less_than_a_segment(&self) -> usize {
+        self.first_info().map_or(0, |info| info.send_mss.saturating_sub(1) as usize)
+    }
+
+    fn first_info(&self) -> Option<TcpInfo> {
+        *self.info.get_or_init(|| TcpInfo::of(self.socket()).ok())
     }
 
     pub fn local_addr(&self) -> Option<SocketAddr> {
@@ -107,16 +120,28 @@ impl Leg {
 
 /// Socket options of either leg; zero durations mean no keepalive and the kernel's own user timeout.
 pub fn tune(socket: SockRef<'_>, tcp: &config::Tcp) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
     if tcp.keepalive_idle.is_zero() {
         socket.set_keepalive(false)?;
-    } else {
+    }
+    if tcp.user_timeout.is_zero() {
+        // Which is the kernel's own.
+        socket.set_tcp_user_timeout(Some(tcp.user_timeout))?;
+    }
+    tune_new(socket, tcp)
+}
+
+/// The same for a socket that nobody has set anything of yet.
+pub fn tune_new(socket: SockRef<'_>, tcp: &config::Tcp) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    if !tcp.keepalive_idle.is_zero() {
         let keepalive = TcpKeepalive::new()
             .with_time(tcp.keepalive_idle)
             .with_interval(tcp.keepalive_interval)
             .with_retries(tcp.keepalive_count);
         socket.set_tcp_keepalive(&keepalive)?;
     }
-    // Zero is the kernel's own.
-    socket.set_tcp_user_timeout(Some(tcp.user_timeout))
+    if !tcp.user_timeout.is_zero() {
+        socket.set_tcp_user_timeout(Some(tcp.user_timeout))?;
+    }
+    Ok(())
 }
