@@ -164,7 +164,7 @@ pub struct SessionState {
 ///   and Y's `seq_end` is at least its ACK;
 /// - a FIN is believed if its end is beyond `acked` and no FIN of X's is acknowledged yet; the last one counts.
 ///
-/// A RST fits if its SEQ is in `acked..=seq_end`, whatever else it says, and changes only the flags.
+/// A RST fits if its SEQ is `acked` or `seq_end`, whatever else it says, and changes only the flags.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SideState {

@@ -110,9 +110,11 @@ impl Sides {
         before(get!(self.x, seq_end), seq) || tsval.get().is_some_and(|tsval| before(get!(self.x, tsval), tsval))
     }
 
+    /// A RST counts only at exactly the number that Y expects (RFC 5961, section 3.2), which is one of these unless some
+    /// of what is under way has arrived. Y answers any other with an ACK, and X that with a RST that counts.
     #[inline(always)]
     pub fn believes_rst(&self, seq: u32) -> bool {
-        !before(seq, get!(self.x, acked)) && !before(get!(self.x, seq_end), seq)
+        seq == get!(self.x, acked) || seq == get!(self.x, seq_end)
     }
 
     /// Takes the numbers of a packet over if they fit.

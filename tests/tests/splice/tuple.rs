@@ -4,16 +4,16 @@
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use pgsplice::splice;
+use pgsplice_ebpf::flow::{WATCH_TC, WATCH_TIMESTAMPS, WATCH_XDP, Watch};
 use xtask::lab::until;
 
 use crate::frame::{self, ACK, FIN, PSH, RST, SYN, Tcp};
 use crate::peer::Client;
 use crate::rig::{MB, Rig, SOON, Setting, on_both_at_once, on_both_with};
-use crate::wire::{Fate, Toward, Wire};
+use crate::wire::{Fate, Tap, Toward, Wire};
 
 fn from_port(rig: &Rig, port: u16) -> Client {
     let (host, from) = (rig.host("client"), SocketAddr::new(rig.host("client").v4().into(), port));
@@ -108,42 +108,13 @@ fn a_client_that_forgot_its_session_gets_a_new_one_from_the_same_port() {
     );
 }
 
-/// What the last packet from the client was.
-struct Tap {
-    wire: Wire,
-    last: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Tap {
-    fn of(rig: &Rig, host: &str, segment: &str) -> Self {
-        let wire = Wire::of(&rig.net, host, segment).unwrap();
-        let last = Arc::new(Mutex::new(Vec::new()));
-        let seen = last.clone();
-        wire.judge(move |toward, frame| {
-            if toward == Toward::Segment && frame::read(frame).is_some_and(|tcp| tcp.flags & (SYN | RST | FIN) == 0) {
-                *seen.lock() = frame.to_vec();
-            }
-            Fate::Pass
-        });
-        Self { wire, last }
-    }
-
-    /// Somebody else's packet: `change` has the numbers of the next one that the host itself would send.
-    fn forge(&self, change: impl FnOnce(Tcp) -> Tcp) {
-        let last = self.last.lock().clone();
-        let mut tcp = frame::read(&last).unwrap();
-        tcp.seq = tcp.seq.wrapping_add(tcp.payload as u32);
-        self.wire.inject(Toward::Segment, frame::altered(&last, change(tcp)));
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 #[test]
 fn what_does_not_fit_the_window_ends_no_session() {
     on_both_with(
         |setting| Setting { wire: true, ..setting },
         |rig| {
-            let taps = [("client", "front"), ("backend", "back")].map(|(host, segment)| Tap::of(&rig, host, segment));
+            let taps =
+                [("client", "front"), ("backend", "back")].map(|(host, segment)| Tap::of(&rig.net, host, segment));
             let mut client = rig.spliced();
             for tap in &taps {
                 client.echo(100).unwrap();
@@ -176,4 +147,62 @@ fn what_does_not_fit_the_window_ends_no_session() {
             until("the backend to have heard", SOON, || rig.at_backend() == 0).unwrap();
         },
     );
+}
+
+#[test]
+fn a_reset_in_the_middle_of_what_is_under_way_ends_no_session() {
+    on_both_with(
+        |setting| Setting { wire: true, ..setting },
+        |rig| {
+            let wire = Wire::of(&rig.net, "client", "front").unwrap();
+            let backend = Tap::of(&rig.net, "backend", "back");
+            let mut client = rig.spliced();
+            wire.judge(|toward, frame| match frame::read(frame) {
+                Some(tcp) if toward == Toward::Segment && tcp.payload == 0 => Fate::Late(Duration::from_millis(300)),
+                _ => Fate::Pass,
+            });
+            client.echo(3000).unwrap();
+            // The client has it all and its acknowledgement is on its way: neither has this number.
+            backend.forge(|tcp| Tcp { seq: tcp.seq.wrapping_sub(500), flags: RST, ..tcp });
+            std::thread::sleep(Duration::from_millis(400));
+            client.echo(100).unwrap();
+            client.get(MB / 8).unwrap();
+            assert_eq!(rig.on_road(rig.road.name()), 1, "{:?} {:?}", rig.sessions(), rig.proxy().access_lines());
+        },
+    );
+}
+
+#[test]
+fn what_was_seen_of_another_connection_from_the_same_port_is_not_taken_for_this_ones() {
+    on_both_at_once(
+        |setting| Setting { listener: "splice_after = \"auto\"", ..setting },
+        |rig| {
+            rig.be_brief();
+            let own = rig.address();
+            let key = splice::key(SocketAddr::new(rig.host("client").v4().into(), 7000), own);
+            let ifindex = rig.host("proxy").read("/sys/class/net/eth0/ifindex").unwrap().trim().parse().unwrap();
+            // TSvals of this one are older by half of what there is, and would never count.
+            let mut client = from_port(&rig, 7000);
+            let tsval = client_clock(&client).wrapping_add(1 << 30);
+            let flags = WATCH_TIMESTAMPS | WATCH_TC | WATCH_XDP;
+            drop(client);
+            rig.watches().insert(key, Watch { ifindex, tsval, vlan: 0, flags }, 0).unwrap();
+            client = from_port(&rig, 7000);
+            rig.wait_spliced(1);
+            client.echo(100).unwrap();
+            client.echo(5000).unwrap();
+        },
+    );
+}
+
+/// TSvals that it sends now.
+fn client_clock(client: &Client) -> u32 {
+    let (mut clock, mut length) = (0_u32, 4);
+    // SAFETY: the option fills four bytes, which live through the call.
+    let done = unsafe {
+        let fd = client.stream.as_raw_fd();
+        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_TIMESTAMP, (&raw mut clock).cast(), &raw mut length)
+    };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+    clock
 }

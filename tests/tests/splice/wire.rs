@@ -18,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 use parking_lot::Mutex;
 use xtask::lab::{Host, Net};
 
-use crate::frame;
+use crate::frame::{self, FIN, RST, SYN, Tcp};
 use crate::rig::SOON;
 
 /// No frame of any MTU here is longer.
@@ -94,6 +94,36 @@ impl Drop for Wire {
         if let Some(carrier) = self.carrier.take() {
             let _ = carrier.join();
         }
+    }
+}
+
+/// The cable of a host, and the last of the host's frames on it.
+pub struct Tap {
+    wire: Wire,
+    last: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Tap {
+    pub fn of(net: &Net, host: &str, segment: &str) -> Self {
+        let wire = Wire::of(net, host, segment).unwrap();
+        let last = Arc::new(Mutex::new(Vec::new()));
+        let seen = last.clone();
+        wire.judge(move |toward, frame| {
+            if toward == Toward::Segment && frame::read(frame).is_some_and(|tcp| tcp.flags & (SYN | RST | FIN) == 0) {
+                *seen.lock() = frame.to_vec();
+            }
+            Fate::Pass
+        });
+        Self { wire, last }
+    }
+
+    /// Somebody else's packet: `change` has the numbers of the next one that the host itself would send.
+    pub fn forge(&self, change: impl FnOnce(Tcp) -> Tcp) {
+        let last = self.last.lock().clone();
+        let mut tcp = frame::read(&last).unwrap();
+        tcp.seq = tcp.seq.wrapping_add(tcp.payload as u32);
+        self.wire.inject(Toward::Segment, frame::altered(&last, change(tcp)));
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

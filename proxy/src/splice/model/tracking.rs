@@ -49,7 +49,7 @@ impl Sides {
     }
 
     pub fn believes_rst(&self, seq: u32) -> bool {
-        !is_after(self.x.acked, seq) && !is_after(seq, self.x.seq_end)
+        [self.x.acked, self.x.seq_end].contains(&seq)
     }
 
     pub fn track(&mut self, segment: &Segment, flow: &Flow, tsval: Option<u32>, now_ns: u64) -> Change {
