@@ -46,7 +46,8 @@ pub const MAX_LABELS: u32 = 4096;
 // *Known* is a TCP packet, or the first fragment of one, whose tuple is a key of `FLOWS`; its flow must name the program
 // (`FLOW_XDP`, `FLOW_TC`) and its session's control word be HOLD, LIVE or CUT, else it passes up. Followed to the ports
 // are one 802.1Q tag, IPv4 options and up to six IPv6 extension headers. In this order:
-// 1. a fragment is dropped (`counter::FRAGMENT`), then what has IPv6 extension headers (`EXTENSION`), then what is cut off
+// 1. a fragment is dropped (`counter::FRAGMENT`), then what has IPv6 extension headers or an IPv4 source route, or IPv4
+//    options that cannot be read (`EXTENSION`), then what is cut off
 //    or lies about a length of IP or TCP (`MALFORMED`);
 // 2. HOLD as its constant has it;
 // 3. a SYN without ACK and RST removes both flows (`event::REUSED`) and passes up, watched, if the session is CUT; and if it
@@ -225,7 +226,7 @@ pub const WATCH_XDP: u16 = 2;
 pub const WATCH_TC: u16 = 4;
 /// Not all of its packets came in by one interface with one tag.
 pub const WATCH_MOVED: u16 = 8;
-/// Some were fragments or had IPv6 extension headers, which the splice drops.
+/// Some were fragments, or had IPv6 extension headers or an IPv4 source route, which the splice drops.
 pub const WATCH_ODD: u16 = 16;
 
 /// A record of `EVENTS`.
@@ -280,7 +281,7 @@ pub mod counter {
     pub const NO_ROUTE: u32 = 7;
     /// Fragments of a flow's addresses, dropped.
     pub const FRAGMENT: u32 = 8;
-    /// IPv6 extension headers that are not followed, dropped.
+    /// IPv6 extension headers and IPv4 source routes that are not followed, dropped.
     pub const EXTENSION: u32 = 9;
     /// Cut off or lying headers of a flow's packet, dropped.
     pub const MALFORMED: u32 = 10;

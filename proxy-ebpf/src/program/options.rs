@@ -1,4 +1,5 @@
 //! The options of a TCP header (RFC 9293, section 3.1): timestamps (RFC 7323) and SACK blocks (RFC 2018), in any order.
+//! And those of an IPv4 header, which are made alike: source routes (RFC 791, section 3.1).
 
 use core::ffi::c_void;
 use core::ptr;
@@ -7,7 +8,7 @@ use aya_ebpf::helpers::bpf_loop;
 
 use pgsplice_ebpf::flow::{FLOW_TIMESTAMPS, Flow};
 
-use super::headers::{TCP_LEN, be32};
+use super::headers::{IPV4_LEN, TCP_LEN, be32};
 use super::packet::{Packet, read};
 use super::parse::MAX_L4;
 use super::sum::Sum;
@@ -17,11 +18,15 @@ const NOP: u8 = 1;
 const SACK: u8 = 5;
 const TIMESTAMPS: u8 = 8;
 const TIMESTAMPS_LEN: usize = 10;
+const LOOSE_ROUTE: u8 = 131;
+const STRICT_ROUTE: u8 = 137;
 /// NOP NOP TIMESTAMPS 10: what nearly every packet has, and nothing else.
 const USUAL: u32 = u32::from_ne_bytes([NOP, NOP, TIMESTAMPS, TIMESTAMPS_LEN as u8]);
 const USUAL_LEN: usize = TCP_LEN + 12;
 /// Options in the longest header, each at least one byte.
 const MAX_OPTIONS: u32 = 40;
+
+const _: () = assert!(IPV4_LEN == TCP_LEN);
 
 /// A TSval or none, in one word: of an `Option` LLVM would copy what was never written, which the verifier refuses.
 #[derive(Clone, Copy)]
@@ -120,7 +125,26 @@ extern "C" fn find_next<P: Packet>(_: u32, walk: &mut Walk<P, (), &mut Tsval>) -
     GO_ON
 }
 
-/// On its way through the options of a header of `len` bytes at `l4`.
+/// Whether the options of an IPv4 header of `len` bytes at `l3` name hosts that it is to pass by, or cannot be read.
+#[inline(never)]
+pub fn route<P: Packet>(packet: P, l3: usize, len: usize) -> bool {
+    let mut routed = 0u64;
+    let mut walk = Walk::new(packet, l3, len, (), &mut routed);
+    walk.run(route_next::<P>);
+    let malformed = walk.malformed;
+    routed != 0 || malformed != 0
+}
+
+extern "C" fn route_next<P: Packet>(_: u32, walk: &mut Walk<P, (), &mut u64>) -> i64 {
+    let Some(option) = walk.next() else { return STOP };
+    if matches!(option.kind, LOOSE_ROUTE | STRICT_ROUTE) {
+        *walk.done = 1;
+        return STOP;
+    }
+    GO_ON
+}
+
+/// On its way through the options of a header of `len` bytes at `l4`, TCP's or, of the same least length, IPv4's.
 #[repr(C)]
 struct Walk<P, F, D> {
     packet: P,

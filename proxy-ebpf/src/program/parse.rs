@@ -5,6 +5,7 @@ use core::mem::MaybeUninit;
 
 use super::headers::*;
 use super::key::{Aligned, Key, Tuple, v4_mapped};
+use super::options;
 use super::packet::{Packet, read};
 
 /// IPv6 extension headers that are followed; the stack takes more, so what has more is not called harmless.
@@ -41,7 +42,7 @@ const V6: usize = 1;
 const TAGGED: usize = 2;
 /// It is the first fragment of several.
 const FRAGMENT: usize = 4;
-/// There are IPv6 extension headers.
+/// There are IPv6 extension headers, or IPv4 options that say more than the addresses do about where it goes.
 const EXTENSIONS: usize = 8;
 
 /// No header is followed so far into a frame that TCP starts beyond this, one less than a power of two.
@@ -150,7 +151,13 @@ fn ipv4(packet: impl Packet, out: &mut Parsed, key: *mut Key) -> Option<Kind> {
     // SAFETY: the caller's key; written as a whole.
     unsafe { key.write(Aligned(Tuple { src: v4_mapped(ip.src), dst: v4_mapped(ip.dst), ports: 0 })) };
     match ip.protocol {
-        IPPROTO_TCP => tcp(packet, out, key),
+        IPPROTO_TCP => {
+            let kind = tcp(packet, out, key)?;
+            if header_len > IPV4_LEN && options::route(packet, out.l3, header_len) {
+                out.traits |= EXTENSIONS;
+            }
+            Some(kind)
+        }
         IPPROTO_ICMP if !ip.is_fragment() => Some(Kind::Icmp),
         _ => Some(Kind::Other),
     }

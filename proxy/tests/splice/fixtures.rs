@@ -436,6 +436,36 @@ fn fragments_and_extension_headers_of_a_known_tuple_do_not_pass() {
 }
 
 #[test]
+fn options_of_ipv4_pass_but_for_those_that_name_another_way() {
+    with_each_program(|scene| {
+        let mut packet = scene.packet(CLIENT, 0, 0, ACK);
+        packet.payload = vec![1, 2, 3];
+        for (options, passes) in [
+            // No-ops, a router alert, a recorded route; what is behind the end says nothing.
+            (vec![1, 1, 1, 0], true),
+            (vec![148, 4, 0, 0], true),
+            (vec![7, 7, 4, 0, 0, 0, 0, 1], true),
+            (vec![0, 131, 3, 4], true),
+            (vec![131, 7, 4, 10, 0, 0, 1, 0], false),
+            (vec![1, 137, 3, 4], false),
+            (vec![148, 4, 0, 0, 131, 3, 4, 0], false),
+            // Lengths that lie.
+            (vec![7, 9, 4, 0], false),
+            (vec![7, 1, 4, 0], false),
+            (vec![1, 1, 1, 7], false),
+        ] {
+            packet.ip_options = options;
+            let outcome = scene.send(&packet);
+            assert_eq!(is_sent(outcome.verdict), passes, "{:?}", packet.ip_options);
+            match passes {
+                true => assert!(is_sound(&outcome.frame[14..])),
+                false => assert_eq!(outcome.counted, Some(counter::EXTENSION)),
+            }
+        }
+    });
+}
+
+#[test]
 fn headers_that_lie_are_dropped() {
     with_each_program(|scene| {
         let mut packet = scene.packet(CLIENT, 0, 0, ACK);

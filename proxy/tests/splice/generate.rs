@@ -198,7 +198,16 @@ pub fn frame(chance: &mut Chance, session: &Session, side: usize, state: &Sessio
     }
     if chance.percent(15) {
         let words = 1 + chance.below(10) as usize;
-        packet.ip_options = chance.bytes(4 * words);
+        packet.ip_options = match chance.below(3) {
+            0 => chance.bytes(4 * words),
+            // No-ops, a record of the route, a router alert, both source routes; or one that ends before its time.
+            _ => {
+                let any = [&[1; 4][..], &[7, 7, 4, 0, 0, 0, 0, 0], &[148, 4, 0, 0], &[131, 7, 4, 10, 0, 0, 1, 0]];
+                let options = [any[chance.below(4) as usize], any[chance.below(4) as usize], &[137, 3, 4, 1], &[0; 4]];
+                let all = options.concat();
+                all[..(4 * words).min(all.len())].to_vec()
+            }
+        };
     }
     if chance.percent(4) {
         packet.fragment = chance.of(&[0x2000, 0x6000, 0x2001, 0x0001, 0x8000, 0xffff]);

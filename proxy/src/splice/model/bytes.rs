@@ -18,7 +18,7 @@ pub struct Parsed {
     pub tci: u16,
     /// The first of several fragments.
     pub fragment: bool,
-    /// With IPv6 extension headers.
+    /// With IPv6 extension headers, or IPv4 options that are a source route or make no sense.
     pub extensions: bool,
     /// Of TCP; 0 where they are cut off.
     pub flags: u8,
@@ -80,6 +80,9 @@ pub fn parse(program: Program, arrival: &Arrival<'_>) -> Option<Parsed> {
             let key = FlowKey { src, dst, src_port: [ports[0], ports[1]], dst_port: [ports[2], ports[3]] };
             parsed.flags = frame.get(parsed.l4 + 13).copied().unwrap_or(0);
             parsed.subject = Subject::Tcp(key);
+            if !parsed.v6 {
+                parsed.extensions = has_route(&frame[l3 + 20..parsed.l4]);
+            }
         }
         1 if !parsed.v6 && !parsed.fragment => parsed.subject = Subject::TooBig(quoted(frame, &parsed)?),
         58 if parsed.v6 && !parsed.extensions => parsed.subject = Subject::TooBig(quoted(frame, &parsed)?),
@@ -108,6 +111,19 @@ fn ipv4(frame: &[u8], parsed: &mut Parsed) -> Option<u8> {
     parsed.l4 = parsed.l3 + header;
     parsed.ip_len = usize::from(be16(ip, 2)?);
     Some(ip[9])
+}
+
+/// Whether these options of IPv4 (RFC 791, section 3.1) name hosts on the way, or lie about a length.
+fn has_route(mut options: &[u8]) -> bool {
+    loop {
+        options = match *options {
+            [] | [0, ..] => return false,
+            [1, ..] => &options[1..],
+            [131 | 137, length, ..] if (2..=options.len()).contains(&usize::from(length)) => return true,
+            [_, length, ..] if (2..=options.len()).contains(&usize::from(length)) => &options[length.into()..],
+            _ => return true,
+        }
+    }
 }
 
 /// Returns the protocol at the end of the extension headers.
