@@ -56,12 +56,35 @@ pub fn altered(frame: &[u8], tcp: Tcp) -> Vec<u8> {
     new[24..26].fill(0);
     let ip = checksum(0, &new[ETHERNET..at]);
     new[24..26].copy_from_slice(&ip.to_be_bytes());
-    new[at + 16..at + 18].fill(0);
-    let pseudo =
-        new[26..34].chunks(2).fold(6 + header as u32, |sum, two| sum + u32::from(two[0]) * 256 + u32::from(two[1]));
-    let sum = checksum(pseudo, &new[at..]);
-    new[at + 16..at + 18].copy_from_slice(&sum.to_be_bytes());
+    sign(&mut new);
     new
+}
+
+/// Writes the checksum of TCP; the frame ends where IP does.
+fn sign(frame: &mut [u8]) {
+    let at = ETHERNET + IP;
+    frame[at + 16..at + 18].fill(0);
+    let length = (frame.len() - at) as u32;
+    let pseudo = frame[26..34].chunks(2).fold(6 + length, |sum, two| sum + u32::from(two[0]) * 256 + u32::from(two[1]));
+    let sum = checksum(pseudo, &frame[at..]);
+    frame[at + 16..at + 18].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// "Fragmentation needed" about a packet that was sent to the sender of this frame.
+pub fn too_big(frame: &[u8], mtu: u16) -> Vec<u8> {
+    let at = ETHERNET + IP;
+    let ip = |from: &[u8], to: &[u8], protocol: u8, length: u16| {
+        let mut ip = [&[0x45, 0][..], &length.to_be_bytes(), &[0, 0, 0x40, 0, 64, protocol, 0, 0], from, to].concat();
+        let sum = checksum(0, &ip);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        ip
+    };
+    let (src, dst, ports) = (&frame[26..30], &frame[30..34], &frame[at..at + 4]);
+    let quoted = [&ip(dst, src, 6, 1500)[..], &ports[2..], &ports[..2], &frame[at + 8..at + 12]].concat();
+    let mut icmp = [&[3, 4, 0, 0, 0, 0][..], &mtu.to_be_bytes(), &quoted].concat();
+    let sum = checksum(0, &icmp);
+    icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+    [&frame[..ETHERNET], &ip(src, dst, 1, (IP + icmp.len()) as u16), &icmp].concat()
 }
 
 fn checksum(start: u32, bytes: &[u8]) -> u16 {

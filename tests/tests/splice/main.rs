@@ -3,6 +3,7 @@
 // A test stops at the first thing that goes wrong.
 #![allow(clippy::unwrap_used)]
 
+mod events;
 mod frame;
 mod handoff;
 mod killed;

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Result;
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray};
 use pgsplice_ebpf::flow::{self, FlowKey, Watch};
 use pgsplice_tests::{Pgsplice, need_root, proxy};
 use serde_json::Value;
@@ -237,6 +237,13 @@ impl Rig {
     /// What the programs have seen of sessions that are not in the kernel yet, by the pinned map.
     pub fn watches(&self) -> HashMap<MapData, FlowKey, Watch> {
         Map::LruHashMap(self.pinned(flow::WATCHES)).try_into().unwrap()
+    }
+
+    /// Events that found the ring buffer full.
+    pub fn events_lost(&self) -> u64 {
+        let counters: PerCpuArray<MapData, u64> =
+            Map::PerCpuArray(self.pinned(flow::SPLICE_COUNTERS)).try_into().unwrap();
+        counters.get(&flow::counter::EVENTS_LOST, 0).unwrap().iter().sum()
     }
 
     fn pinned(&self, map: &str) -> MapData {

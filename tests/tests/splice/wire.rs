@@ -125,6 +125,13 @@ impl Tap {
         self.wire.inject(Toward::Segment, frame::altered(&last, change(tcp)));
         std::thread::sleep(Duration::from_millis(20));
     }
+
+    /// Has a router beside the host say so many times that what is sent to it was too big.
+    pub fn complain(&self, times: usize) {
+        let message = frame::too_big(&self.last.lock(), 1500);
+        (0..times).for_each(|_| self.wire.inject(Toward::Segment, message.clone()));
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// When it is due, its turn among those due at once, and the frame.
