@@ -10,6 +10,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod doctor;
+mod ethtool;
 pub mod guard;
 pub mod handover;
 pub mod health;

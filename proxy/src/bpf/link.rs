@@ -17,6 +17,7 @@ use super::object::{LoadError, Object};
 use super::pins::{Hook, PinError, Pins};
 use super::sys;
 use crate::config::{SpliceMode, XdpMode};
+use crate::ethtool;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
@@ -324,6 +325,9 @@ fn adopt(
 
 /// The same at a TC hook, before the programs of others.
 fn attach_tc(program: &mut SchedClassifier, pins: &Pins, interface: &str, hook: Hook) -> Result<(), AttachError> {
+    if hook == Hook::Ingress {
+        keep_lists_off(interface);
+    }
     let path = pins.link(hook, interface);
     if path.exists() {
         let replaced = PinnedLink::from_pin(&path)
@@ -350,6 +354,25 @@ fn attach_tc(program: &mut SchedClassifier, pins: &Pins, interface: &str, hook: 
     link.pin(&path).map_err(|e| AttachError::Pin { path, source: io::Error::other(e) })?;
     tracing::info!(interface, ?hook, "TC program attached");
     Ok(())
+}
+
+/// Packets that GRO joins as a list cannot go on in another connection: when the kernel takes them apart again it carries
+/// the first one's addresses and ports over to the others, and no other number (net/ipv4/tcp_offload.c,
+/// `__tcp4_gso_segment_list_csum`).
+fn keep_lists_off(interface: &str) {
+    match ethtool::is_on(interface, ethtool::GRO_LISTS) {
+        Ok(true) => {}
+        Ok(false) => return,
+        Err(error) => return tracing::debug!(interface, "whether GRO makes lists is not known: {error}"),
+    }
+    match ethtool::turn_off(interface, ethtool::GRO_LISTS) {
+        Ok(()) => tracing::warn!(interface, "{} is off now: TC cannot forward what it joins", ethtool::GRO_LISTS),
+        Err(error) => tracing::error!(
+            interface,
+            "sessions by TC will hang: {} is on and cannot be turned off: {error}",
+            ethtool::GRO_LISTS
+        ),
+    }
 }
 
 fn is_attached(path: &std::path::Path) -> bool {

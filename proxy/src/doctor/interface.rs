@@ -1,16 +1,14 @@
 //! What an interface is and can, asked of its driver: ethtool's ioctls, and the XDP features it announces by netlink.
 
 use std::io;
-use std::os::fd::AsRawFd;
 
+use crate::ethtool::{ethtool, ioctl, request};
 use crate::netlink::{self, Request, attributes};
 
 /// linux/ethtool.h
 const ETHTOOL_GDRVINFO: u32 = 0x3;
 const ETHTOOL_GFLAGS: u32 = 0x25;
 const ETH_FLAG_RXVLAN: u32 = 1 << 8;
-/// linux/sockios.h
-const SIOCETHTOOL: libc::c_ulong = 0x8946;
 /// Where the driver's name lies in `struct ethtool_drvinfo`, and how long that is.
 const DRIVER_AT: usize = 4;
 const DRVINFO: usize = 196;
@@ -106,35 +104,6 @@ fn genl(message: &[u8]) -> &[u8] {
 fn u16_of(message: &[u8], wanted: u16) -> Option<u16> {
     let (_, value) = attributes(message).find(|(kind, _)| *kind == wanted)?;
     value.try_into().ok().map(u16::from_ne_bytes)
-}
-
-/// `data` begins with the command, and takes the answer.
-fn ethtool(interface: &str, data: &mut [u8]) -> io::Result<()> {
-    let mut request = request(interface)?;
-    request.ifr_ifru.ifru_data = data.as_mut_ptr().cast();
-    // SAFETY: the data lives through the call, and its command bounds what the kernel writes.
-    unsafe { ioctl(SIOCETHTOOL, &mut request) }
-}
-
-fn request(interface: &str) -> io::Result<libc::ifreq> {
-    // SAFETY: all zero is a valid ifreq.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    if interface.len() >= request.ifr_name.len() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
-        *to = from as libc::c_char;
-    }
-    Ok(request)
-}
-
-/// # Safety
-/// What the request points to must be what the command wants.
-unsafe fn ioctl(command: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
-    // SAFETY: the request lives through the call; the rest is the caller's promise.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), command as _, request) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use super::interface::{self, NativeXdp};
 use super::{Check, roads, sysctl, sysctl_number};
 use crate::bpf::{XdpState, ifindex, xdp_state};
 use crate::config::{Config, SpliceMode};
+use crate::ethtool;
 use crate::netlink::{self, Request, attributes};
 
 /// Above this a packet does not fit into one page with XDP's headroom, and comes in fragments.
@@ -46,6 +47,9 @@ pub fn examine(config: &Config) -> Vec<Check> {
         checks.push(check);
         if program == Some(Program::Xdp) {
             checks.extend(judge_vlans(name, &interface::vlans_on(name), interface::strips_vlan(name)));
+        }
+        if program == Some(Program::Tc) {
+            checks.extend(judge_lists(name, ethtool::is_on(name, ethtool::GRO_LISTS).unwrap_or(false)));
         }
     }
     if has_xdp {
@@ -122,6 +126,14 @@ fn judge_vlans(name: &str, vlans: &[String], strips: Option<bool>) -> Option<Che
         }
         _ => Some(Check::ok(title, format!("{on}, tags are left in the packets"))),
     }
+}
+
+/// Of what GRO joins as a list, TC would send on all but the first with numbers of the wrong connection.
+fn judge_lists(name: &str, on: bool) -> Option<Check> {
+    on.then(|| {
+        let advice = format!("`ethtool -K {name} rx-gro-list off`; a start of pgsplice turns it off as well");
+        Check::fail(format!("GRO on {name}"), "rx-gro-list is on, and what it joins cannot be forwarded by TC", advice)
+    })
 }
 
 /// `bpf_fib_lookup` answers only where the stack would forward.
@@ -292,6 +304,12 @@ mod tests {
         assert_eq!(level(&vlans, Some(true)), Some(Level::Fail));
         assert_eq!(level(&vlans, Some(false)), Some(Level::Ok));
         assert_eq!(level(&vlans, None), Some(Level::Ok));
+    }
+
+    #[test]
+    fn lists_that_gro_makes_are_a_failure() {
+        assert_eq!(judge_lists("eth0", true).map(|check| check.level), Some(Level::Fail));
+        assert_eq!(judge_lists("eth0", false).map(|check| check.level), None);
     }
 
     #[test]

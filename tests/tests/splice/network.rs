@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use xtask::lab::until;
 
-use crate::rig::{MB, Rig, SOON, Setting, on_both_at_once, on_both_with};
+use crate::rig::{MB, Rig, Road, SOON, Setting, on_both_at_once, on_both_with};
 use crate::wire::{Faults, Wire};
 
 /// Clients one after another and at once, in both directions, each byte compared.
@@ -201,4 +201,15 @@ fn an_end_that_is_away_for_a_while_goes_on_when_it_is_back() {
             until("both to be there", SOON, || rig.on_road(rig.road.name()) == 2).unwrap();
         },
     );
+}
+
+#[test]
+fn what_would_join_packets_as_lists_is_turned_off() {
+    let lists = "for device in eth0 eth1; do ethtool -K $device gro on; ethtool -K $device rx-gro-list on; done";
+    let rig = Setting { wire: true, before: vec![("proxy", lists.into())], ..Setting::new(Road::Tc) }.up();
+    let mut client = rig.spliced();
+    client.echo(70_000).unwrap();
+    client.get(3 * MB).unwrap();
+    client.put(3 * MB).unwrap();
+    assert!(rig.proxy().log().unwrap().contains("rx-gro-list is off now"));
 }
