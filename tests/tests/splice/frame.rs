@@ -21,6 +21,22 @@ pub struct Tcp {
     pub tsval: Option<u32>,
 }
 
+/// The frame with other timestamps in place of those it has, wherever they stand.
+pub fn retimed(frame: &[u8], change: impl FnOnce(u32, u32) -> (u32, u32)) -> Vec<u8> {
+    let at = ETHERNET + IP;
+    let options = &frame[at + 20..at + usize::from(frame[at + 12] >> 4) * 4];
+    let Some(found) = options.windows(2).position(|pair| pair == [8, 10]) else { return frame.to_vec() };
+    let stamps = at + 20 + found + 2;
+    let word = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
+    let (tsval, tsecr) = change(word(stamps), word(stamps + 4));
+    let mut new = frame.to_vec();
+    new[stamps..stamps + 4].copy_from_slice(&tsval.to_be_bytes());
+    new[stamps + 4..stamps + 8].copy_from_slice(&tsecr.to_be_bytes());
+    let end = ETHERNET + usize::from(u16::from_be_bytes([frame[16], frame[17]]));
+    sign(&mut new[..end]);
+    new
+}
+
 /// `None`: not TCP over IPv4.
 pub fn read(frame: &[u8]) -> Option<Tcp> {
     let word = |at: usize| Some(u32::from_be_bytes(frame.get(at..at + 4)?.try_into().ok()?));

@@ -295,3 +295,42 @@ fn a_session_whose_watch_was_pushed_out_by_newer_ones_is_watched_again() {
         },
     );
 }
+
+/// A clock of 50 ms a tick, from the first of its numbers on.
+fn slowed(base: u32) -> (impl Fn(u32) -> u32, impl Fn(u32) -> u32) {
+    const TICK: u32 = 50;
+    let slow = move |tsval: u32| base.wrapping_add(tsval.wrapping_sub(base) / TICK);
+    let fast = move |tsval: u32| base.wrapping_add(tsval.wrapping_sub(base).wrapping_mul(TICK));
+    (slow, fast)
+}
+
+#[test]
+fn a_held_reply_that_is_repeated_does_not_run_ahead_of_a_backend_with_a_slow_clock() {
+    let test = |rig: Rig| {
+        let wires = [("client", "front"), ("backend", "back")].map(|(host, to)| Wire::of(&rig.net, host, to).unwrap());
+        let mut base = None;
+        wires[1].judge(move |toward, frame| {
+            if frame::read(frame).is_none() {
+                return Fate::Pass;
+            }
+            Fate::As(frame::retimed(frame, |tsval, tsecr| match toward {
+                Toward::Segment => (slowed(*base.get_or_insert(tsval)).0(tsval), tsecr),
+                Toward::Host => (tsval, base.map_or(tsecr, |base| slowed(base).1(tsecr))),
+            }))
+        });
+        wires[0].judge(|toward, frame| match frame::read(frame) {
+            Some(tcp) if toward == Toward::Host && tcp.payload > 0 => Fate::Drop,
+            _ => Fate::Pass,
+        });
+        let mut client = Client::begin(rig.host("client"), None, rig.address(), Plan::default()).unwrap();
+        rig.wait_spliced(1);
+        // Until it is sent once more, a second and a half have passed.
+        std::thread::sleep(800 * MS);
+        wires[0].judge(|_, _| Fate::Pass);
+        client.until_ready().unwrap();
+        client.stream.set_read_timeout(Some(10_000 * MS)).unwrap();
+        client.echo(100).unwrap();
+        client.echo(5000).unwrap();
+    };
+    on_both_at_once(|setting| Setting { wire: true, ..setting }, test);
+}

@@ -32,12 +32,14 @@ pub enum Toward {
 }
 
 /// What becomes of a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     Pass,
     Drop,
     Late(Duration),
     Twice,
+    /// Another one goes in its place.
+    As(Vec<u8>),
 }
 
 type Judge = Box<dyn FnMut(Toward, &[u8]) -> Fate + Send>;
@@ -178,6 +180,7 @@ impl Carrier {
         match judge.lock()(toward, frame) {
             Fate::Pass => self.put(toward, frame),
             Fate::Drop => {}
+            Fate::As(other) => self.put(toward, &other),
             Fate::Twice => {
                 self.put(toward, frame);
                 self.put(toward, frame);

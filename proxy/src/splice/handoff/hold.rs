@@ -21,6 +21,7 @@ pub(super) struct Holding<'a> {
     keys: [FlowKey; 2],
     numbers: [Numbers; 2],
     road: Road,
+    tsval_delta: Option<u32>,
     slot: Option<Slot>,
 }
 
@@ -50,8 +51,15 @@ impl Splice {
         let maps = self.maps();
         maps.set_state(slot.index(), &state(&plan, &written, held as u32));
         maps.set_control(slot.index(), control::HOLD);
-        let holding =
-            Holding { splice: self, legs, keys: plan.keys, numbers: written, road: plan.road, slot: Some(slot) };
+        let holding = Holding {
+            splice: self,
+            legs,
+            keys: plan.keys,
+            numbers: written,
+            road: plan.road,
+            tsval_delta: plan.timestamps.then_some(flows[1].tsval_delta),
+            slot: Some(slot),
+        };
         // A failure from here on drops `holding`, which takes back what was done.
         for (key, flow) in plan.keys.iter().zip(&flows) {
             maps.insert_flow(key, flow).map_err(|error| match error.raw_os_error() {
@@ -97,6 +105,7 @@ impl Holding<'_> {
             road: self.road,
             keys: self.keys,
             numbers: self.numbers,
+            tsval_delta: self.tsval_delta,
         })
     }
 

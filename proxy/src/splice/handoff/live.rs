@@ -1,5 +1,6 @@
 //! LIVE: the kernel forwards, and the sockets go once the client has the reply that was held.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,10 @@ use crate::splice::{Road, Splice};
 /// How long this process still waits for the client of a session that is in its table no more.
 const GONE: Duration = Duration::from_secs(5);
 
+/// A reply that waits this long for its acknowledgement may have to be sent again, which is at the earliest after 200 ms
+/// (include/net/tcp.h, TCP_RTO_MIN).
+const LATE: Duration = Duration::from_millis(100);
+
 /// Forwarded by the kernel.
 pub struct Live {
     pub(super) splice: Arc<Splice>,
@@ -27,6 +32,8 @@ pub struct Live {
     /// Client, backend: the keys of what comes from them.
     pub keys: [FlowKey; 2],
     pub(super) numbers: [Numbers; 2],
+    /// What is added to the backend's TSvals on their way to the client.
+    pub(super) tsval_delta: Option<u32>,
 }
 
 impl Live {
@@ -42,6 +49,7 @@ impl Live {
         let sent = self.numbers[1].receive;
         let mut pause = Duration::from_millis(1);
         let mut gone: Option<Instant> = None;
+        let begun = Instant::now();
         let acknowledged = loop {
             let acknowledged = maps.state(index).side[1].acked.wrapping_sub(sent) as i32 >= 0;
             if acknowledged || maps.control(index) != control::LIVE {
@@ -57,6 +65,9 @@ impl Live {
                     tracing::warn!("a socket cannot close silently: {error}");
                 }
                 return Ok(());
+            }
+            if begun.elapsed() > LATE {
+                self.hold_clock_back(legs.client);
             }
             ring::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(20));
@@ -81,6 +92,16 @@ impl Live {
             conntrack.forget(&self.keys);
         }
         if clean { Ok(()) } else { Err("a socket received bytes after the hand-off") }
+    }
+
+    /// The client takes no TSval that is lower than that of the held bytes, should they have to be sent again; and this
+    /// kernel's clock may be faster than the backend's, whose unit is its own choice up to a second (RFC 7323, section 5.4).
+    fn hold_clock_back(&self, client: BorrowedFd<'_>) {
+        let Some(delta) = self.tsval_delta else { return };
+        let last = self.splice.maps().state(self.index).side[1].tsval.wrapping_add(delta);
+        if let Err(error) = sockets::set_clock(client, last) {
+            tracing::debug!("TCP_TIMESTAMP: {error}");
+        }
     }
 
     /// Where a RST overtook the held bytes the client did not believe it (RFC 5961, section 3.2), and the flows are gone by
