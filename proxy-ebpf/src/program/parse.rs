@@ -42,7 +42,7 @@ const V6: usize = 1;
 const TAGGED: usize = 2;
 /// It is the first fragment of several.
 const FRAGMENT: usize = 4;
-/// There are IPv6 extension headers, or IPv4 options that say more than the addresses do about where it goes.
+/// There are IPv6 extension headers.
 const EXTENSIONS: usize = 8;
 
 /// No header is followed so far into a frame that TCP starts beyond this, one less than a power of two.
@@ -71,8 +71,16 @@ impl Parsed {
     }
 
     #[inline(always)]
-    pub fn extensions(&self) -> bool {
+    fn extensions(&self) -> bool {
         self.traits & EXTENSIONS != 0
+    }
+
+    /// Whether there are IPv6 extension headers, or IPv4 options that say more than the addresses do about where it goes.
+    /// Only for splices: the walk through the options takes Linux 5.17, and the guard shall run on less.
+    #[inline(always)]
+    pub fn strays(&self, packet: impl Packet) -> bool {
+        let len = self.l4.wrapping_sub(self.l3);
+        self.extensions() || !self.v6() && len != IPV4_LEN && options::route(packet, self.l3, len)
     }
 
     /// SYN without ACK.
@@ -151,13 +159,7 @@ fn ipv4(packet: impl Packet, out: &mut Parsed, key: *mut Key) -> Option<Kind> {
     // SAFETY: the caller's key; written as a whole.
     unsafe { key.write(Aligned(Tuple { src: v4_mapped(ip.src), dst: v4_mapped(ip.dst), ports: 0 })) };
     match ip.protocol {
-        IPPROTO_TCP => {
-            let kind = tcp(packet, out, key)?;
-            if header_len > IPV4_LEN && options::route(packet, out.l3, header_len) {
-                out.traits |= EXTENSIONS;
-            }
-            Some(kind)
-        }
+        IPPROTO_TCP => tcp(packet, out, key),
         IPPROTO_ICMP if !ip.is_fragment() => Some(Kind::Icmp),
         _ => Some(Kind::Other),
     }

@@ -38,7 +38,7 @@ pub fn take<P: Packet>(packet: P, parsed: &Parsed, key: &Tuple, flow: &Flow) -> 
     if parsed.fragment() {
         return dropped(counter::FRAGMENT);
     }
-    if parsed.extensions() {
+    if parsed.strays(packet) {
         return dropped(counter::EXTENSION);
     }
     let Some(header) = tcp::header(packet, parsed) else { return dropped(counter::MALFORMED) };

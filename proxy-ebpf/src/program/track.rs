@@ -111,10 +111,13 @@ impl Sides {
     }
 
     /// A RST counts only at exactly the number that Y expects (RFC 5961, section 3.2), which is one of these unless some
-    /// of what is under way has arrived. Y answers any other with an ACK, and X that with a RST that counts.
+    /// of what is under way has arrived. Y answers any other with an ACK, and X that with a RST that counts. Behind a FIN
+    /// Linux takes the FIN's own number as well, because some systems reset with it and then answer nothing.
     #[inline(always)]
     pub fn believes_rst(&self, seq: u32) -> bool {
-        seq == get!(self.x, acked) || seq == get!(self.x, seq_end)
+        seq == get!(self.x, acked)
+            || seq == get!(self.x, seq_end)
+            || get!(self.x, flags) & SIDE_FIN != 0 && seq == get!(self.x, fin_end).wrapping_sub(1)
     }
 
     /// Takes the numbers of a packet over if they fit.

@@ -22,7 +22,7 @@ pub fn update<P: Packet>(packet: P, parsed: &Parsed, key: &Tuple) {
     if seen.ifindex != 0 && (seen.ifindex != ifindex || seen.vlan != vlan) {
         flags |= WATCH_MOVED;
     }
-    if parsed.extensions() || parsed.fragment() {
+    if parsed.fragment() || parsed.strays(packet) {
         flags |= WATCH_ODD;
     }
     if let Some(tsval) = timestamp(packet, parsed)
@@ -55,7 +55,7 @@ pub fn begin<P: Packet>(packet: P, parsed: &Parsed, key: &Tuple) {
     watch.ifindex = packet.ifindex();
     watch.vlan = parsed.vlan();
     watch.flags = P::WATCH;
-    if parsed.extensions() || parsed.fragment() {
+    if parsed.fragment() || parsed.strays(packet) {
         watch.flags |= WATCH_ODD;
     }
     if let Some(tsval) = timestamp(packet, parsed) {

@@ -326,7 +326,7 @@ fn adopt(
 /// The same at a TC hook, before the programs of others.
 fn attach_tc(program: &mut SchedClassifier, pins: &Pins, interface: &str, hook: Hook) -> Result<(), AttachError> {
     if hook == Hook::Ingress {
-        keep_lists_off(interface);
+        with_lower(interface).iter().for_each(|device| keep_lists_off(device));
     }
     let path = pins.link(hook, interface);
     if path.exists() {
@@ -403,6 +403,20 @@ pub fn ifindex(interface: &str) -> Option<u32> {
     // SAFETY: the string is terminated and lives through the call.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
     (index != 0).then_some(index)
+}
+
+/// The interface and those it stands on: the ports of a bond or bridge, the parent of a VLAN.
+pub fn with_lower(interface: &str) -> Vec<String> {
+    let mut all = vec![interface.to_owned()];
+    let mut at = 0;
+    while let Some(upper) = all.get(at) {
+        let entries = fs::read_dir(format!("/sys/class/net/{upper}")).into_iter().flatten().flatten();
+        let lower: Vec<String> =
+            entries.filter_map(|one| Some(one.file_name().to_str()?.strip_prefix("lower_")?.to_owned())).collect();
+        all.extend(lower.into_iter().filter(|one| !all.contains(one)).collect::<Vec<_>>());
+        at += 1;
+    }
+    all
 }
 
 /// The kernel module behind an interface, `none` for one without a device (veth, bridge).

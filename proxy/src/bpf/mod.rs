@@ -21,7 +21,7 @@ mod splice;
 mod sys;
 
 pub use kernel::{Kernel, KernelError};
-pub use link::{AttachError, AttachMode, Attachment, Interfaces, Wanted, Xdp, driver, ifindex};
+pub use link::{AttachError, AttachMode, Attachment, Interfaces, Wanted, Xdp, driver, ifindex, with_lower};
 pub use maps::{Maps, listener_key};
 pub use netlink::{XdpState, xdp_state};
 pub use object::{LoadError, OBJECT, Object};

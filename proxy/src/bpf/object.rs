@@ -274,3 +274,31 @@ fn lift_memlock() {
         tracing::debug!("RLIMIT_MEMLOCK stays as it is: {}", io::Error::last_os_error());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `bpf_get_task_stack`, the newest helper of Linux 5.9 (include/uapi/linux/bpf.h).
+    const LAST_OF_5_9: i32 = 141;
+    const BPF_JMP_CALL: u8 = 0x85;
+
+    /// The newest helper that the program or what it calls makes use of.
+    fn newest_helper(object: &aya_obj::Object, name: &str) -> i32 {
+        let program = &object.programs[name];
+        let function = &object.functions[&program.function_key()];
+        let calls = function.instructions.iter().filter(|one| one.code == BPF_JMP_CALL && one.src_reg() == 0);
+        calls.map(|call| call.imm).max().expect("it looks into maps")
+    }
+
+    #[test]
+    fn the_guard_calls_nothing_that_linux_5_9_lacks() {
+        let mut object = aya_obj::Object::parse(OBJECT).unwrap();
+        let sections = object.functions.keys().map(|(section, _)| *section).collect();
+        object.relocate_calls(&sections).unwrap();
+        // `guard_frags` is for drivers of multi-buffer frames, which take Linux 5.18.
+        let newest = newest_helper(&object, "guard");
+        assert!(newest <= LAST_OF_5_9, "it calls helper {newest}");
+        assert!(newest_helper(&object, "splice") > LAST_OF_5_9, "what the splice calls must be seen");
+    }
+}

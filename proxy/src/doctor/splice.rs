@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use super::interface::{self, NativeXdp};
 use super::{Check, roads, sysctl, sysctl_number};
-use crate::bpf::{XdpState, ifindex, xdp_state};
+use crate::bpf::{XdpState, ifindex, with_lower, xdp_state};
 use crate::config::{Config, SpliceMode};
 use crate::ethtool;
 use crate::netlink::{self, Request, attributes};
@@ -49,7 +49,9 @@ pub fn examine(config: &Config) -> Vec<Check> {
             checks.extend(judge_vlans(name, &interface::vlans_on(name), interface::strips_vlan(name)));
         }
         if program == Some(Program::Tc) {
-            checks.extend(judge_lists(name, ethtool::is_on(name, ethtool::GRO_LISTS).unwrap_or(false)));
+            let lists =
+                |device: &String| judge_lists(device, ethtool::is_on(device, ethtool::GRO_LISTS).unwrap_or(false));
+            checks.extend(with_lower(name).iter().filter_map(lists));
         }
     }
     if has_xdp {

@@ -263,11 +263,11 @@ impl Prospect {
         let most_are_brief = brief.logged_in();
         // The next, whose SYN may come before it is asked again.
         let watches_late = brief.are_most() && config.splice_after == SpliceAfter::Auto;
-        if let Way::Packets(splice, _) = &way
-            && brief.turns(watches_late)
-            && let Some(listener) = session.worker.proxy.guard_id(&session.listener.name)
-        {
-            splice.maps().watch_from_syn(listener, !watches_late);
+        if let Way::Packets(splice, _) = &way {
+            brief.tell(watches_late, || {
+                let listener = session.worker.proxy.guard_id(&session.listener.name);
+                listener.inspect(|id| splice.maps().watch_from_syn(*id, !watches_late)).is_some()
+            });
         }
         let (turns, not_before) = match config.splice_after {
             SpliceAfter::Auto if most_are_brief => (0, now + BRIEF),

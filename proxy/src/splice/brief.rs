@@ -1,13 +1,17 @@
 //! Whether a listener's sessions live long enough for a hand-off to pay: the rule of `splice_after = "auto"`.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 /// A session that is over within this time of its accept was brief; where most are, each is given this long to show that
 /// it is not.
 pub const BRIEF: Duration = Duration::from_millis(100);
 
 const ONE: u32 = 1 << 16;
+const TOLD_NO: u32 = 1;
+const TOLD_YES: u32 = 2;
 /// How many of the last sessions weigh.
 const MEMORY: u32 = 16;
 
@@ -15,8 +19,9 @@ const MEMORY: u32 = 16;
 #[derive(Debug, Default)]
 pub struct Brief {
     share: AtomicU32,
-    /// What [`Self::turns`] was told last.
-    last: AtomicBool,
+    /// What [`Self::tell`] has told last; nothing at first.
+    told: AtomicU32,
+    telling: Mutex<()>,
 }
 
 impl Brief {
@@ -33,9 +38,18 @@ impl Brief {
         self.share.load(Relaxed) > ONE / 2
     }
 
-    /// Whether this is another answer than the last time; at first that was no.
-    pub fn turns(&self, now: bool) -> bool {
-        self.last.load(Relaxed) != now && self.last.swap(now, Relaxed) != now
+    /// Passes the answer on to `tell` if it is another than the last time, and again until that says that it took it.
+    /// At first always: who is told may still know what a listener before this one said.
+    pub fn tell(&self, now: bool, tell: impl FnOnce() -> bool) {
+        let now = if now { TOLD_YES } else { TOLD_NO };
+        if self.told.load(Relaxed) == now {
+            return;
+        }
+        // One after the other, so that the last word told is the last one kept.
+        let _one = self.telling.lock();
+        if self.told.load(Relaxed) != now && tell() {
+            self.told.store(now, Relaxed);
+        }
     }
 
     /// One that had logged in is over.
@@ -83,5 +97,24 @@ mod tests {
         let told: Vec<bool> = (0..MEMORY).map(|_| brief.logged_in()).collect();
         assert!(told[0]);
         assert!(!brief.logged_in());
+    }
+
+    #[test]
+    fn what_is_told_is_told_once_and_at_first() {
+        let brief = Brief::default();
+        let told = std::cell::RefCell::new(Vec::new());
+        let tell = |now, takes| {
+            brief.tell(now, || {
+                told.borrow_mut().push(now);
+                takes
+            });
+        };
+        tell(false, false);
+        tell(false, true);
+        tell(false, true);
+        tell(true, true);
+        tell(true, true);
+        tell(false, true);
+        assert_eq!(*told.borrow(), [false, false, true, false]);
     }
 }

@@ -190,6 +190,21 @@ fn a_reset_that_fits_exactly_ends_the_session_and_no_other_does() {
 }
 
 #[test]
+fn a_reset_at_the_number_of_a_fin_ends_the_session() {
+    with_each_program(|scene| {
+        let mut last = scene.packet(CLIENT, 0, 0, ACK | FIN);
+        last.payload = vec![0; 5];
+        scene.send(&last);
+        assert_eq!(scene.send(&scene.packet(CLIENT, 4, 0, RST)).told, None);
+        assert!(scene.has_flows());
+        let outcome = scene.send(&scene.packet(CLIENT, 5, 0, RST));
+        assert!(is_sent(outcome.verdict));
+        assert_eq!(outcome.told.map(|told| (told.kind, told.slot)), Some((event::RESET, SLOT)));
+        assert!(!scene.has_flows());
+    });
+}
+
+#[test]
 fn a_syn_on_a_live_session_is_left_to_the_ends() {
     with_each_program(|scene| {
         let mut syn = scene.packet(CLIENT, 1 << 20, 0, SYN);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use pgsplice_ebpf::flow::{FlowKey, NO_LISTENER, SIDE_RST, control};
 
 use super::flows::{flows, state};
+use super::live::stop_clock;
 use super::qualify::Plan;
 use super::{Attempt, Legs, Live, Stay, failed};
 use crate::session::{SessionRecord, Termination};
@@ -21,7 +22,8 @@ pub(super) struct Holding<'a> {
     keys: [FlowKey; 2],
     numbers: [Numbers; 2],
     road: Road,
-    tsval_delta: Option<u32>,
+    /// This kernel's TSval clock towards the client, as it was read.
+    clock: Option<u32>,
     slot: Option<Slot>,
 }
 
@@ -57,7 +59,7 @@ impl Splice {
             keys: plan.keys,
             numbers: written,
             road: plan.road,
-            tsval_delta: plan.timestamps.then_some(flows[1].tsval_delta),
+            clock: plan.timestamps.then_some(clocks[0]),
             slot: Some(slot),
         };
         // A failure from here on drops `holding`, which takes back what was done.
@@ -89,6 +91,7 @@ impl Holding<'_> {
         if let Err(error) = sockets::cork(client) {
             return failed("the cork", &error);
         }
+        stop_clock(client, self.clock);
         if let Err(error) = send_all(client, held) {
             tracing::debug!("the held reply could not be sent: {error}");
             return Attempt::Dead(Termination::ClientReset);
@@ -105,7 +108,7 @@ impl Holding<'_> {
             road: self.road,
             keys: self.keys,
             numbers: self.numbers,
-            tsval_delta: self.tsval_delta,
+            clock: self.clock,
         })
     }
 

@@ -18,10 +18,6 @@ use crate::splice::{Road, Splice};
 /// How long this process still waits for the client of a session that is in its table no more.
 const GONE: Duration = Duration::from_secs(5);
 
-/// A reply that waits this long for its acknowledgement may have to be sent again, which is at the earliest after 200 ms
-/// (include/net/tcp.h, TCP_RTO_MIN).
-const LATE: Duration = Duration::from_millis(100);
-
 /// Forwarded by the kernel.
 pub struct Live {
     pub(super) splice: Arc<Splice>,
@@ -32,8 +28,8 @@ pub struct Live {
     /// Client, backend: the keys of what comes from them.
     pub keys: [FlowKey; 2],
     pub(super) numbers: [Numbers; 2],
-    /// What is added to the backend's TSvals on their way to the client.
-    pub(super) tsval_delta: Option<u32>,
+    /// This kernel's TSval clock towards the client when the backend's took over from it.
+    pub(super) clock: Option<u32>,
 }
 
 impl Live {
@@ -49,7 +45,6 @@ impl Live {
         let sent = self.numbers[1].receive;
         let mut pause = Duration::from_millis(1);
         let mut gone: Option<Instant> = None;
-        let begun = Instant::now();
         let acknowledged = loop {
             let acknowledged = maps.state(index).side[1].acked.wrapping_sub(sent) as i32 >= 0;
             if acknowledged || maps.control(index) != control::LIVE {
@@ -66,9 +61,7 @@ impl Live {
                 }
                 return Ok(());
             }
-            if begun.elapsed() > LATE {
-                self.hold_clock_back(legs.client);
-            }
+            stop_clock(legs.client, self.clock);
             ring::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(20));
         };
@@ -94,16 +87,6 @@ impl Live {
         if clean { Ok(()) } else { Err("a socket received bytes after the hand-off") }
     }
 
-    /// The client takes no TSval that is lower than that of the held bytes, should they have to be sent again; and this
-    /// kernel's clock may be faster than the backend's, whose unit is its own choice up to a second (RFC 7323, section 5.4).
-    fn hold_clock_back(&self, client: BorrowedFd<'_>) {
-        let Some(delta) = self.tsval_delta else { return };
-        let last = self.splice.maps().state(self.index).side[1].tsval.wrapping_add(delta);
-        if let Err(error) = sockets::set_clock(client, last) {
-            tracing::debug!("TCP_TIMESTAMP: {error}");
-        }
-    }
-
     /// Where a RST overtook the held bytes the client did not believe it (RFC 5961, section 3.2), and the flows are gone by
     /// now. This one is at what the client has acknowledged; the close of its socket sends another behind the held bytes.
     fn reset_client(&self) {
@@ -119,5 +102,17 @@ impl Live {
         if let Err(error) = Raw::open().and_then(|raw| raw.send(packet::ip(segment.way.dst), &segment.bytes())) {
             tracing::warn!("a client may wait for a session that was reset: {error}");
         }
+    }
+}
+
+/// What this kernel sends to the client from now on carries the TSval of the hand-off, however late it is sent or sent
+/// again: a client that has seen a later one takes nothing from a backend whose clock has not come so far, and its unit is
+/// the backend's own choice up to a second (RFC 7323, section 5.4).
+pub(super) fn stop_clock(client: BorrowedFd<'_>, clock: Option<u32>) {
+    if let Some(clock) = clock
+        // Up to the next even number, not down: never before what has been sent.
+        && let Err(error) = sockets::set_clock(client, clock.wrapping_add(1))
+    {
+        tracing::debug!("TCP_TIMESTAMP: {error}");
     }
 }

@@ -50,6 +50,7 @@ impl Sides {
 
     pub fn believes_rst(&self, seq: u32) -> bool {
         [self.x.acked, self.x.seq_end].contains(&seq)
+            || self.x.flags & SIDE_FIN != 0 && seq == self.x.fin_end.wrapping_sub(1)
     }
 
     pub fn track(&mut self, segment: &Segment, flow: &Flow, tsval: Option<u32>, now_ns: u64) -> Change {
