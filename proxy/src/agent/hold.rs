@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::console::{Console, ConsoleError, quoted};
-use super::note::{Note, NoteError};
+use super::note::{Note, NoteError, Noted};
 
 /// Between two looks at what is left.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -20,12 +20,15 @@ pub(super) struct Hold {
     pub since: Instant,
     /// What was paused led to a deposed primary.
     pub is_deposed: bool,
-    databases: BTreeSet<String>,
+    /// As the note has it.
+    noted: Noted,
     /// No connection to a server was left, and none is made before it ends.
     pub is_quiet: bool,
     /// PAUSE answers once no transaction is under way.
     under_way: JoinSet<(String, Result<(), ConsoleError>)>,
-    /// A PAUSE that did not work.
+    /// The databases of those.
+    asked: BTreeSet<String>,
+    /// A PAUSE that did not work, of the last ones.
     failed: Option<String>,
 }
 
@@ -34,7 +37,7 @@ pub(super) struct Hold {
 impl Hold {
     /// Nothing paused yet. The note stands beside the databases file, where this agent may write.
     pub(super) fn begin(databases_file: &Path) -> Self {
-        Self::of(note_of(databases_file), Instant::now(), BTreeSet::new())
+        Self::of(note_of(databases_file), Instant::now(), Noted::default())
     }
 
     /// What an agent before this one left paused, and since when.
@@ -42,24 +45,37 @@ impl Hold {
         let note = note_of(databases_file);
         // Before the machine's boot there is no Instant; then it is too old in any case.
         let since = Instant::now().checked_sub(note.age()?)?;
-        let databases = note.read();
-        Some(Self::of(note, since, databases))
+        let noted = note.read();
+        Some(Self::of(note, since, noted))
     }
 
-    fn of(note: Note, since: Instant, databases: BTreeSet<String>) -> Self {
-        Self { note, since, is_deposed: false, is_quiet: false, databases, under_way: JoinSet::new(), failed: None }
+    fn of(note: Note, since: Instant, noted: Noted) -> Self {
+        let is_deposed = noted.is_deposed;
+        let (under_way, asked) = (JoinSet::new(), BTreeSet::new());
+        Self { note, since, is_deposed, is_quiet: false, noted, under_way, asked, failed: None }
     }
 
-    /// Begins to pause these as well. Each has a console of its own, for PAUSE keeps it until it is done.
+    /// Begins to pause these, which are not paused. Each has a console of its own, for PAUSE keeps it until it is done.
     pub(super) fn pause(&mut self, more: Vec<String>, console: impl Fn() -> Console) -> Result<(), NoteError> {
-        let new: Vec<_> = more.into_iter().filter(|name| !self.databases.contains(name)).collect();
-        if new.is_empty() {
-            return Ok(());
+        let databases = self.noted.databases.iter().chain(&more).cloned().collect();
+        let to_note = Noted { databases, is_deposed: self.is_deposed };
+        if to_note != self.noted && !to_note.databases.is_empty() {
+            match self.note.write(&to_note) {
+                Ok(()) => self.noted = to_note,
+                // What has to be done about those that are paused does not wait for that.
+                Err(error) if to_note.databases == self.noted.databases => {
+                    tracing::warn!(%error, "the next start may take the pause for another one");
+                }
+                Err(error) => return Err(error),
+            }
         }
-        self.databases.extend(new.iter().cloned());
-        self.is_quiet = false;
-        self.note.write(&self.databases)?;
-        for name in new {
+        // What did not work, or was undone by a restart of PgBouncer, is among these again.
+        self.failed = None;
+        for name in more {
+            if !self.asked.insert(name.clone()) {
+                continue;
+            }
+            self.is_quiet = false;
             let mut console = console();
             self.under_way.spawn(async move {
                 let done = console.command(&format!("PAUSE {}", quoted(&name))).await.map(drop);
@@ -74,9 +90,16 @@ impl Hold {
     pub(super) async fn quiet(&mut self, console: &mut Console) -> Result<(), String> {
         while let Some(done) = self.under_way.join_next().await {
             match done {
-                Ok((name, Err(error))) => self.failed = Some(format!("database {name} was not paused: {error}")),
-                Ok((_, Ok(()))) => {}
-                Err(_) => self.failed = Some("a PAUSE was given up".into()),
+                Ok((name, paused)) => {
+                    self.asked.remove(&name);
+                    if let Err(error) = paused {
+                        self.failed = Some(format!("database {name} was not paused: {error}"));
+                    }
+                }
+                Err(_) => {
+                    self.asked.clear();
+                    self.failed = Some("a PAUSE was given up".into());
+                }
             }
         }
         if let Some(why) = &self.failed {
@@ -84,7 +107,7 @@ impl Hold {
         }
         loop {
             let servers = console.servers().await.map_err(|error| error.to_string())?;
-            if !servers.iter().any(|server| self.databases.contains(&server.database)) {
+            if !servers.iter().any(|server| self.noted.databases.contains(&server.database)) {
                 self.is_quiet = true;
                 return Ok(());
             }
@@ -93,13 +116,13 @@ impl Hold {
     }
 
     pub(super) fn databases(&self) -> &BTreeSet<String> {
-        &self.databases
+        &self.noted.databases
     }
 
     /// Resumes all of it and forgets the note. After an error it is still held, and can be tried again.
     pub(super) async fn resume(&mut self, console: &mut Console) -> Result<(), String> {
-        self.under_way.abort_all();
-        for name in &self.databases {
+        self.give_up();
+        for name in &self.noted.databases {
             match console.command(&format!("RESUME {}", quoted(name))).await {
                 // Not paused, or gone: PgBouncer was restarted, or somebody else resumed it.
                 Ok(_) | Err(ConsoleError::Refused { .. }) => {}
@@ -109,7 +132,7 @@ impl Hold {
         let running = console.databases().await.map_err(|error| error.to_string())?;
         let is_paused =
             |name: &&String| running.iter().any(|one| one.name == **name && one.halted.as_deref() == Some("paused"));
-        if let Some(name) = self.databases.iter().find(is_paused) {
+        if let Some(name) = self.noted.databases.iter().find(is_paused) {
             return Err(format!("database {name} is still paused after RESUME"));
         }
         self.forget()
@@ -117,8 +140,18 @@ impl Hold {
 
     /// It is over in another way.
     pub(super) fn forget(&mut self) -> Result<(), String> {
-        self.under_way.abort_all();
+        self.give_up();
         self.note.remove().map_err(|error| error.to_string())
+    }
+
+    /// The note, for another to be made of it.
+    pub(super) fn note(&self) -> &Note {
+        &self.note
+    }
+
+    fn give_up(&mut self) {
+        self.under_way.abort_all();
+        self.asked.clear();
     }
 }
 

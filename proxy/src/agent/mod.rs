@@ -207,7 +207,7 @@ impl Agent {
 
     /// Makes the running PgBouncer follow the file, and its clients go on. `Err`: why it is not ready.
     async fn settle(&mut self, written: Result<Option<Target>, String>, view: &ClusterView) -> Result<Target, String> {
-        let target = self.go_on(written).await?;
+        let target = self.go_on(written, view).await?;
         let running = self.console.databases().await.map_err(|error| error.to_string())?;
         self.sweep(&running, &target, view).await?;
         self.find_halted(&running).await?;
@@ -215,9 +215,9 @@ impl Agent {
     }
 
     /// Nobody is left waiting, even if the file is not followed, except where the way still leads to a deposed primary.
-    async fn go_on(&mut self, written: Result<Option<Target>, String>) -> Result<Target, String> {
+    async fn go_on(&mut self, written: Result<Option<Target>, String>, view: &ClusterView) -> Result<Target, String> {
         let followed = self.follow(written).await;
-        if followed.is_err() && self.is_astray() {
+        if followed.is_err() && self.is_astray(view).await {
             return followed;
         }
         let resumed = self.resume().await;
@@ -227,9 +227,16 @@ impl Agent {
         Ok(target)
     }
 
-    /// What is held leads to a deposed primary, unless it was brought away meanwhile.
-    fn is_astray(&self) -> bool {
-        self.ahead.is_some() || self.hold.as_ref().is_some_and(|hold| hold.is_deposed)
+    /// What is held leads to a deposed primary, unless it was brought away meanwhile; or it may, for nobody can look.
+    async fn is_astray(&mut self, view: &ClusterView) -> bool {
+        let Some(hold) = &self.hold else { return false };
+        if self.ahead.is_some() || hold.is_deposed || self.is_lost(view) {
+            return true;
+        }
+        match self.console.databases().await {
+            Ok(running) => self.deposed_place(&running, view).is_some(),
+            Err(_) => true,
+        }
     }
 
     async fn follow(&mut self, written: Result<Option<Target>, String>) -> Result<Target, String> {

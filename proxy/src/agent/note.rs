@@ -2,15 +2,26 @@
 //! agent, so that whoever starts next undoes it.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// A list of databases in a file, a line each; no file is an empty one.
+/// A file: databases, a line each; behind them, after an empty line, `deposed` if it is. No file is an empty one.
 #[derive(Debug)]
 pub(super) struct Note {
     path: PathBuf,
 }
+
+/// What stands in a note.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Noted {
+    pub databases: BTreeSet<String>,
+    /// They led to a deposed primary.
+    pub is_deposed: bool,
+}
+
+/// After the databases. An agent from before there was such a word takes it for a database that is gone.
+const DEPOSED: &str = "\ndeposed\n";
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what} {path}: {source}")]
@@ -29,9 +40,11 @@ impl Note {
         Self { path: name.into() }
     }
 
-    pub(super) fn read(&self) -> BTreeSet<String> {
+    pub(super) fn read(&self) -> Noted {
         let text = std::fs::read_to_string(&self.path).unwrap_or_default();
-        text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+        let (names, is_deposed) = text.strip_suffix(DEPOSED).map_or((&*text, false), |names| (names, true));
+        let databases = names.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
+        Noted { databases, is_deposed }
     }
 
     /// How long ago it was begun; None where it does not exist.
@@ -41,18 +54,33 @@ impl Note {
         Some(begun.elapsed().unwrap_or(Duration::ZERO))
     }
 
-    pub(super) fn write(&self, databases: &BTreeSet<String>) -> Result<(), NoteError> {
-        let text: String = databases.iter().map(|name| format!("{name}\n")).collect();
+    /// After an error it is what it was.
+    pub(super) fn write(&self, noted: &Noted) -> Result<(), NoteError> {
+        let mut text: String = noted.databases.iter().map(|name| format!("{name}\n")).collect();
+        text.push_str(if noted.is_deposed { DEPOSED } else { "" });
         // Its time is when it was begun: a second write must not make it younger.
         let before = std::fs::metadata(&self.path).and_then(|about| about.modified()).ok();
+        let beside = self.beside();
         let write = || {
-            std::fs::write(&self.path, text)?;
-            match before {
-                Some(time) => std::fs::File::options().write(true).open(&self.path)?.set_modified(time),
-                None => Ok(()),
+            let mut file = std::fs::File::create(&beside)?;
+            file.write_all(text.as_bytes())?;
+            if let Some(time) = before {
+                file.set_modified(time)?;
             }
+            std::fs::rename(&beside, &self.path)
         };
         write().map_err(|error| self.failed("write", error))
+    }
+
+    /// Has it say that something else was done to the same databases. Needs no room on the disk.
+    pub(super) fn become_note(&self, other: &Self) -> Result<(), NoteError> {
+        std::fs::rename(&self.path, &other.path).map_err(|error| other.failed("write", error))
+    }
+
+    fn beside(&self) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(".new");
+        name.into()
     }
 
     pub(super) fn remove(&self) -> Result<(), NoteError> {
@@ -75,16 +103,29 @@ mod tests {
     fn what_was_noted_is_found_again_with_its_time() {
         let folder = tempfile::tempdir().unwrap();
         let note = Note::of(&folder.path().join("databases.ini"), "paused");
-        assert!(note.read().is_empty() && note.age().is_none());
+        assert!(note.read() == Noted::default() && note.age().is_none());
         note.remove().unwrap();
-        note.write(&["app".to_owned(), "we ird".to_owned()].into()).unwrap();
+        let noted = |databases: &[&str], is_deposed| Noted {
+            databases: databases.iter().map(|name| (*name).to_owned()).collect(),
+            is_deposed,
+        };
+        note.write(&noted(&["app", "we ird"], false)).unwrap();
         let file = std::fs::File::options().write(true).open(&note.path).unwrap();
         file.set_modified(SystemTime::now() - Duration::from_secs(5)).unwrap();
-        note.write(&["app".to_owned(), "we ird".to_owned(), "more".to_owned()].into()).unwrap();
-        assert_eq!(note.read().len(), 3);
+        for more in [noted(&["app", "we ird", "deposed"], false), noted(&["app", "deposed"], true)] {
+            note.write(&more).unwrap();
+            assert_eq!(note.read(), more);
+        }
+        // A disk that is full.
+        std::fs::create_dir(note.beside()).unwrap();
+        note.write(&noted(&["other"], false)).unwrap_err();
+        assert_eq!(note.read(), noted(&["app", "deposed"], true), "as it was");
+        std::fs::remove_dir(note.beside()).unwrap();
         let age = note.age().unwrap();
         assert!(age >= Duration::from_secs(5) && age < Duration::from_secs(60), "{age:?}");
         note.remove().unwrap();
         assert_eq!(note.age(), None);
+        std::fs::write(&note.path, "app\nmore\n").unwrap();
+        assert_eq!(note.read(), noted(&["app", "more"], false), "of an agent that knew no more");
     }
 }

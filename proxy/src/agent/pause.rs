@@ -36,7 +36,7 @@ impl Agent {
         if self.spent != cause {
             self.spent = None;
         }
-        let is_lost = self.is_deposed(view) && self.place(view).is_none();
+        let is_lost = self.is_lost(view);
         let limit = self.config.cluster.switchover_hold;
         match (&self.hold, cause) {
             (None, None) => false,
@@ -54,6 +54,13 @@ impl Agent {
             // Patroni takes its announcement back as soon as the candidate holds the key, before it is writable.
             (Some(_), _) => true,
         }
+    }
+
+    /// Whoever the key names has no address, and nobody else is right: what is held has no place to go on at. Without a
+    /// primary since this agent began that holds of whatever one before it has paused.
+    pub(super) fn is_lost(&self, view: &ClusterView) -> bool {
+        let is_known = self.target.is_some() || view.leader_key.is_none();
+        (self.is_deposed(view) || !is_known) && self.place(view).is_none()
     }
 
     /// No primary was open since the agent began, and nobody is named.
@@ -102,7 +109,7 @@ impl Agent {
     }
 
     /// Where these databases lead, if that is no more the right place for writes and may still take them.
-    fn deposed_place(&self, running: &[Database], view: &ClusterView) -> Option<Target> {
+    pub(super) fn deposed_place(&self, running: &[Database], view: &ClusterView) -> Option<Target> {
         let says_no =
             |name: &str| view.members.get(name).is_some_and(|member| matches!(member.proof, Proof::NotPrimary { .. }));
         let deposed = view.cut.keys().filter(|name| !says_no(name));
@@ -118,11 +125,15 @@ impl Agent {
     /// Ends what [`Self::hold_back`] began by refusing those that wait.
     pub(super) async fn close(&mut self) -> Result<(), String> {
         let Some(hold) = &mut self.hold else { return Ok(()) };
-        self.shut.shut(hold.databases(), &mut self.console).await?;
-        hold.forget()?;
-        self.hold = None;
-        tracing::warn!("databases that lead to a deposed primary are disabled until an agent has brought them away");
-        Ok(())
+        let shut = self.shut.shut(hold, &mut self.console).await;
+        if shut.is_ok() {
+            tracing::warn!(
+                "databases that lead to a deposed primary are disabled until an agent has brought them away"
+            );
+            hold.forget()?;
+            self.hold = None;
+        }
+        shut
     }
 
     /// Ends what [`Self::hold_back`] began, if anything.

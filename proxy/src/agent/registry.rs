@@ -11,6 +11,8 @@ use crate::cluster::{Bouncer, BouncerState};
 
 /// How long taking the entry out of the registry may take at the end.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// Of the same time for PgBouncer: for what is done where it cannot be brought to where its databases belong.
+const LAST_RESORT: Duration = Duration::from_secs(2);
 
 /// The entry in the store, once there is something to register.
 pub(super) struct Registry {
@@ -111,21 +113,29 @@ impl Agent {
     pub(super) async fn leave(mut self) {
         if self.hold.is_some() {
             let view = self.cluster.view.borrow().clone();
-            let resuming = async {
+            let bringing = async {
                 // A command that the end interrupted has taken its connection along.
                 for _ in 0..2 {
                     let written = self.head_for_place(&view).await;
-                    match self.go_on(written).await {
-                        Ok(_) => return Ok(()),
+                    match self.go_on(written, &view).await {
+                        Ok(_) => return true,
                         Err(why) => tracing::warn!(why, "PgBouncer cannot be brought to where the databases belong"),
                     }
                 }
-                // Nobody may be left waiting, nor write what is lost.
-                if self.is_astray() { self.close().await } else { self.resume().await }
+                false
             };
-            let resumed = tokio::time::timeout(FAREWELL, resuming).await;
-            if let Err(why) = resumed.unwrap_or_else(|_| Err(format!("PgBouncer did not answer within {FAREWELL:?}"))) {
-                tracing::error!(why, "PgBouncer may be left paused; the next start resumes it");
+            let is_there = tokio::time::timeout(FAREWELL - LAST_RESORT, bringing).await.unwrap_or(false);
+            let ending = async {
+                match is_there {
+                    true => Ok(()),
+                    // Nobody may be left waiting, nor write what is lost.
+                    false if self.is_astray(&view).await => self.close().await,
+                    false => self.resume().await,
+                }
+            };
+            let ended = tokio::time::timeout(LAST_RESORT, ending).await;
+            if let Err(why) = ended.unwrap_or_else(|_| Err(format!("PgBouncer did not answer within {FAREWELL:?}"))) {
+                tracing::error!(why, "PgBouncer may be left paused or disabled; the next start puts it right");
             }
         }
         let Some(Registry { value, task, .. }) = self.registry.take() else { return };

@@ -1,5 +1,6 @@
 //! A PgBouncer that is held, and an agent that ends, begins, or cannot bring it away.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use pgsplice::cluster::BouncerState;
@@ -13,6 +14,18 @@ impl World {
     /// The key moves, and the old primary goes on taking writes: only its Patroni died.
     async fn depose(&mut self) {
         self.store.put("/service/lab/leader", "pg2", None).await.unwrap();
+    }
+
+    fn note(&self, of: &str) -> PathBuf {
+        format!("{}.{of}", self.bouncer.databases_file().display()).into()
+    }
+
+    /// The member's Patroni is dead: its key is gone. What stood there.
+    async fn lose(&mut self, member: &str) -> Vec<u8> {
+        let key = format!("/service/lab/members/{member}");
+        let value = self.store.get(&*key, None).await.unwrap().kvs()[0].value().to_vec();
+        self.store.delete(key, None).await.unwrap();
+        value
     }
 
     async fn until_paused(&self) {
@@ -167,4 +180,119 @@ async fn clients_wait_rather_than_stay_at_a_deposed_primary_if_the_move_was_miss
     assert_eq!(waiting.await.unwrap().unwrap(), "pg2");
     world.until_ready_on("pg2").await;
     agent.stop().await;
+}
+
+/// The one that paused it knew that the primary was deposed; those after it cannot know from anything but its note.
+#[tokio::test]
+async fn what_was_paused_for_a_deposed_primary_is_never_resumed_there_by_the_agents_after() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    world.until_ready_on("pg1").await;
+    let client = world.bouncer.client().await;
+    assert_eq!(ask(&client).await.unwrap(), "pg1");
+    world.bouncer.break_config();
+    world.depose().await;
+    world.until_state(BouncerState::Paused).await;
+    agent.kill().await;
+    world.lose("pg1").await;
+    world.members[1].is_primary(2);
+    let agent = world.agent();
+    let waiting = world.waiting(client).await;
+    world.until("refused", |b| b.is_some_and(|b| b.reason.contains("after RELOAD"))).await;
+    agent.kill().await;
+
+    // One that ends before the store has said a word, and whose commands are not all obeyed.
+    let no_name = "A".repeat(200);
+    std::fs::write(world.note("paused"), format!("{no_name}\napp\n\ndeposed\n")).unwrap();
+    world.etcd.kill(0);
+    let agent = world.agent();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!waiting.is_finished(), "it waits");
+    agent.stop().await;
+    assert_eq!((world.bouncer.paused().await, world.bouncer.disabled().await), (vec![], vec!["app".to_owned()]));
+    waiting.await.unwrap().unwrap_err();
+
+    world.etcd.restart(0);
+    world.store = world.etcd.client().await;
+    world.bouncer.mend_config();
+    let agent = world.agent();
+    world.until_ready_on("pg2").await;
+    assert_eq!(ask(&world.bouncer.client().await).await.unwrap(), "pg2");
+    agent.stop().await;
+}
+
+/// That the key names somebody without an address does not make the place right where PgBouncer is.
+#[tokio::test]
+async fn an_old_hold_is_not_ended_while_whoever_the_key_names_has_no_key_of_its_own() {
+    let mut world = World::new().await;
+    let hold = "switchover_hold = \"1s\"";
+    let agent = world.agent_that("", hold);
+    world.until_ready_on("pg1").await;
+    let client = world.bouncer.client().await;
+    assert_eq!(ask(&client).await.unwrap(), "pg1");
+    agent.stop().await;
+    world.bouncer.console("PAUSE app").await;
+    std::fs::write(world.note("paused"), "app\n").unwrap();
+    world.depose().await;
+    let member = world.lose("pg2").await;
+    world.lose("pg1").await;
+    let agent = world.agent_that("", hold);
+    let waiting = world.waiting(client).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!waiting.is_finished(), "it waits");
+    world.members[1].is_primary(2);
+    world.store.put("/service/lab/members/pg2", member, None).await.unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap(), "pg2");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_could_not_be_noted_is_paused_as_soon_as_it_can_and_so_is_a_pgbouncer_that_was_started_anew() {
+    let mut world = World::new().await;
+    let agent = world.agent();
+    world.until_ready_on("pg1").await;
+    // As good as a full disk.
+    std::fs::create_dir(world.note("paused.new")).unwrap();
+    world.depose().await;
+    world.until("failed", |b| b.is_some_and(|b| b.reason.contains("cannot write"))).await;
+    assert!(world.bouncer.paused().await.is_empty());
+    std::fs::remove_dir(world.note("paused.new")).unwrap();
+    world.until_paused().await;
+    world.until_state(BouncerState::Paused).await;
+    world.bouncer.restart();
+    world.until_paused().await;
+    world.until_state(BouncerState::Paused).await;
+    world.members[1].is_primary(2);
+    world.until_ready_on("pg2").await;
+    assert!(world.bouncer.paused().await.is_empty());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn databases_are_disabled_rather_than_left_paused_although_the_disk_is_full() {
+    let mut world = World::new().await;
+    // The note can be renamed; nor even that.
+    for may_rename in [true, false] {
+        let agent = world.agent();
+        world.until_ready_on("pg1").await;
+        world.bouncer.break_config();
+        world.depose().await;
+        world.until_state(BouncerState::Paused).await;
+        std::fs::create_dir(world.note("disabled.new")).unwrap();
+        if !may_rename {
+            std::fs::create_dir(world.note("disabled")).unwrap();
+        }
+        agent.stop().await;
+        assert_eq!((world.bouncer.paused().await, world.bouncer.disabled().await), (vec![], vec!["app".to_owned()]));
+        std::fs::remove_dir(world.note("disabled.new")).unwrap();
+        world.bouncer.mend_config();
+        world.store.put("/service/lab/leader", "pg1", None).await.unwrap();
+        if may_rename {
+            assert!(world.note("disabled").exists() && !world.note("paused").exists());
+            let agent = world.agent();
+            world.until_ready_on("pg1").await;
+            assert!(world.bouncer.disabled().await.is_empty());
+            agent.stop().await;
+        }
+    }
 }
