@@ -90,7 +90,11 @@ impl World {
     }
 
     pub(super) fn answers(&mut self, member: &str, answer: Answer) {
-        let asked = self.now.mono;
+        self.answers_late(member, self.now.mono, answer);
+    }
+
+    /// It is heard now.
+    pub(super) fn answers_late(&mut self, member: &str, asked: Instant, answer: Answer) {
         self.take(Input::Answered { member: member.into(), api_url: url(member), asked, answer });
     }
 

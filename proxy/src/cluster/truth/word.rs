@@ -36,8 +36,8 @@ pub(super) struct Proved {
     pub(super) timeline: u32,
     pub(super) system_id: Option<String>,
     pub(super) asked: Instant,
-    /// When the first answer with this timeline was asked for.
-    pub(super) since: Instant,
+    /// When the first answer with this timeline was heard: whoever is asked from then on is asked after its promotion.
+    pub(super) found: Instant,
     /// When an answer was asked for that leaves this standing.
     pub(super) alive: Instant,
 }
@@ -69,8 +69,8 @@ impl Word {
             Answer::Primary { timeline, system_id, wal } => {
                 self.wal = wal;
                 let before = self.proved.take().filter(|before| before.timeline == timeline);
-                let since = before.map_or(asked, |before| before.since);
-                self.proved = Some(Proved { timeline, system_id, asked, since, alive: asked });
+                let found = before.map_or(now.mono, |before| before.found);
+                self.proved = Some(Proved { timeline, system_id, asked, found, alive: asked });
                 self.denied = None;
                 Proof::Primary { timeline, at }
             }

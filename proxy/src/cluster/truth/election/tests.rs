@@ -208,6 +208,38 @@ fn of_two_that_were_promoted_everybody_names_the_same_one_or_nobody_whichever_th
     }
 }
 
+/// pg2 is promoted, and pg3 before pg2 was asked again: one process asked both before the second promotion, another one
+/// before the first, and either heard of both in whatever order.
+#[test]
+fn what_was_asked_in_the_same_round_as_the_one_that_was_promoted_does_not_count_for_it() {
+    let orders = [["pg2", "pg3"], ["pg3", "pg2"]];
+    for (promoted, order) in ["pg2", "pg3"].into_iter().flat_map(|promoted| orders.map(|order| (promoted, order))) {
+        let mut world = led();
+        world.silent("pg1");
+        world.pass(DEBOUNCE);
+        let asked = world.now.mono;
+        world.pass(Duration::from_millis(1));
+        for member in order {
+            let system_id = Some("77".into());
+            let answer = match member == promoted {
+                true => Answer::Primary { timeline: 2, system_id, wal: None },
+                false => {
+                    let (role, state) = ("replica".into(), "running".into());
+                    Answer::NotPrimary { role, state, timeline: Some(1), system_id, wal: None }
+                }
+            };
+            world.answers_late(member, asked, answer);
+        }
+        assert_eq!(world.primary(), None, "{promoted} {order:?}");
+        let other = if promoted == "pg2" { "pg3" } else { "pg2" };
+        assert_eq!(world.pace(other), Pace::Tight);
+        world.proves(other, 2);
+        assert_eq!(world.primary(), None, "{promoted} {order:?}");
+        world.replica(other);
+        assert_eq!(world.primary(), Some(promoted), "as soon as it is asked again");
+    }
+}
+
 #[test]
 fn whoever_does_not_answer_is_not_waited_for_when_another_is_promoted() {
     let mut world = led();
