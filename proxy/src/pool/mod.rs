@@ -63,16 +63,16 @@ pub struct Candidates {
 pub struct Candidate {
     pub backend: Arc<Backend>,
     pub weight: u32,
-    /// 0 is the best; others are offered a session while nobody of a better one has room.
+    /// 0 is the best; others are offered a session while nobody of a better one has room. [`FULL`] is none of these.
     pub tier: u8,
     /// 0 means no limit.
     pub max_sessions: u32,
     pub peer_id: Option<u16>,
 }
 
-/// Preferred ones; the others, and configured backups; the primary where it serves reads for want of replicas; those that
-/// are [`Health::Full`].
-pub const TIERS: [u8; 4] = [0, 1, 2, FULL];
+/// Preferred ones; the others, and configured backups; the primary where it serves reads for want of replicas.
+const TIERS: [u8; 3] = [0, 1, 2];
+/// Those that are [`Health::Full`]: offered a session only where there is nobody else to wait for.
 const FULL: u8 = 3;
 
 /// What [`Pool::pick`] found.
@@ -121,15 +121,18 @@ impl Pool {
     pub fn pick(&self, client: IpAddr, tried: &[SocketAddr]) -> Picked {
         let candidates = self.candidates.load();
         let balance = self.config.load().balance;
-        for tier in TIERS {
+        let is_left = |one: &Candidate| !tried.contains(&one.backend.address);
+        let is_other = |one: &Candidate| one.tier != FULL && one.weight > 0 && is_left(one);
+        let tiers = if candidates.list.iter().any(is_other) { &TIERS[..] } else { &[FULL] };
+        for &tier in tiers {
             let order = balance::order(balance, &candidates, tier, client, self.turn.fetch_add(1, Relaxed));
-            for candidate in order.filter(|candidate| !tried.contains(&candidate.backend.address)) {
+            for candidate in order.filter(|candidate| is_left(candidate)) {
                 if let Some(place) = Place::take(&candidate.backend, candidate.max_sessions) {
                     return Picked::Place(place);
                 }
             }
         }
-        if candidates.list.iter().any(|candidate| !tried.contains(&candidate.backend.address)) {
+        if candidates.list.iter().any(is_left) {
             return Picked::Full;
         }
         let why =
@@ -140,5 +143,54 @@ impl Pool {
     /// A session left its place: whoever waits longest may try.
     pub fn place_freed(&self) {
         self.queue.wake_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Backends with room for one session each.
+    fn pool(tiers: &[u8]) -> (Pool, Vec<SocketAddr>) {
+        let address = |last: usize| SocketAddr::from(([10, 0, 0, last as u8], 6432));
+        let list = tiers.iter().enumerate().map(|(last, &tier)| Candidate {
+            backend: Arc::new(Backend::new("p", "b", address(last))),
+            weight: 1,
+            tier,
+            max_sessions: 1,
+            peer_id: None,
+        });
+        let pool = Pool::new("p", config::Pool::default());
+        pool.candidates.store(Arc::new(Candidates { list: list.collect(), ..Candidates::default() }));
+        (pool, (0..tiers.len()).map(address).collect())
+    }
+
+    fn pick(pool: &Pool, tried: &[SocketAddr]) -> Picked {
+        pool.pick(IpAddr::from([10, 0, 0, 9]), tried)
+    }
+
+    fn place(picked: Picked) -> Place {
+        match picked {
+            Picked::Place(place) => place,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_session_waits_for_one_that_works_rather_than_go_to_one_without_connections() {
+        let (pool, addresses) = pool(&[FULL, 0, 1]);
+        let held = [place(pick(&pool, &[])), place(pick(&pool, &[]))];
+        assert_eq!(held.each_ref().map(|place| place.backend().address), [addresses[1], addresses[2]]);
+        assert!(matches!(pick(&pool, &[]), Picked::Full));
+        // Those that failed are not waited for.
+        assert_eq!(place(pick(&pool, &addresses[1..])).backend().address, addresses[0]);
+    }
+
+    #[test]
+    fn where_all_are_without_connections_they_are_offered_what_comes() {
+        let (pool, addresses) = pool(&[FULL, FULL]);
+        let _held = [place(pick(&pool, &[])), place(pick(&pool, &[]))];
+        assert!(matches!(pick(&pool, &[]), Picked::Full));
+        assert!(matches!(pick(&pool, &addresses), Picked::Nobody { .. }));
     }
 }
