@@ -103,7 +103,8 @@ async fn watch(pool: Arc<Pool>, backend: Arc<Backend>, mut delay: Duration, reco
     let mut round = 0_u64;
     let mut track = match backend.health() {
         Health::Unknown => Track::Unknown,
-        Health::Up | Health::Full { .. } => Track::Up { failures: 0 },
+        Health::Up => Track::UP,
+        Health::Full { .. } => Track::FULL,
         Health::Down { .. } => Track::Marked,
     };
     loop {

@@ -13,6 +13,8 @@ pub enum Track {
     Up {
         /// Failures since the last success.
         failures: u32,
+        /// Answers in a row that there is no connection to spare.
+        full: u32,
     },
     Down {
         /// Successes since the last failure.
@@ -25,13 +27,22 @@ pub enum Track {
 }
 
 impl Track {
+    pub const UP: Self = Self::Up { failures: 0, full: 0 };
+    /// Up, and known to be full.
+    pub const FULL: Self = Self::Up { failures: 0, full: u32::MAX };
+
     /// Takes one probe's result; the health to set, if it is known better than before.
     pub fn observe(&mut self, result: Result<Alive, String>, probe: &config::Probe) -> Option<Health> {
         match (&mut *self, result) {
             (Self::Unknown | Self::Marked, Ok(alive)) => self.up(alive),
             (Self::Unknown | Self::Marked, Err(why)) => self.down(probe, why),
+            (Self::Up { failures, full }, Ok(Alive::Full { why })) => {
+                *failures = 0;
+                *full = full.saturating_add(1);
+                if *full < probe.fall { None } else { Some(Health::Full { why }) }
+            }
             (Self::Up { .. }, Ok(alive)) => self.up(alive),
-            (Self::Up { failures }, Err(why)) => {
+            (Self::Up { failures, .. }, Err(why)) => {
                 *failures += 1;
                 if *failures < probe.fall { None } else { self.down(probe, why) }
             }
@@ -54,22 +65,27 @@ impl Track {
         }
     }
 
-    /// On its way up or down: probe at the fast interval.
+    /// On its way up or down, or full, which is over as soon as anybody goes: probe at the fast interval.
     pub fn is_changing(&self) -> bool {
         match self {
             Self::Unknown => false,
-            Self::Up { failures } => *failures > 0,
+            Self::Up { failures, full } => *failures > 0 || *full > 0,
             Self::Down { successes, .. } => *successes > 0,
             Self::Marked => true,
         }
     }
 
     fn up(&mut self, alive: Alive) -> Option<Health> {
-        *self = Self::Up { failures: 0 };
-        Some(match alive {
-            Alive::Works => Health::Up,
-            Alive::Full { why } => Health::Full { why },
-        })
+        match alive {
+            Alive::Works => {
+                *self = Self::UP;
+                Some(Health::Up)
+            }
+            Alive::Full { why } => {
+                *self = Self::FULL;
+                Some(Health::Full { why })
+            }
+        }
     }
 
     fn down(&mut self, probe: &config::Probe, why: String) -> Option<Health> {
@@ -105,7 +121,7 @@ mod tests {
 
     #[test]
     fn it_falls_after_three_failures_in_a_row() {
-        let mut track = Track::Up { failures: 0 };
+        let mut track = Track::UP;
         assert_eq!(track.observe(refused(), &probe()), None);
         assert!(track.is_changing());
         assert_eq!(track.observe(refused(), &probe()), None);
@@ -130,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_next_result_decides_over_what_sessions_marked_down() {
-        let mut track = Track::Up { failures: 0 };
+        let mut track = Track::UP;
         track.marked_down();
         assert!(track.is_changing(), "it is probed fast");
         assert_eq!(track.observe(OK, &probe()), Some(Health::Up));
@@ -144,9 +160,16 @@ mod tests {
     fn one_that_is_full_is_alive_and_known_to_be_full_until_it_is_asked_again() {
         let full = || Ok(Alive::Full { why: "too many clients".into() });
         let shown = Some(Health::Full { why: "too many clients".into() });
-        let mut track = Track::Up { failures: 2 };
+        let mut track = Track::Up { failures: 2, full: 0 };
+        for _ in 0..2 {
+            assert_eq!(track.observe(full(), &probe()), None, "one answer moves nobody");
+            assert!(track.is_changing());
+        }
         assert_eq!(track.observe(full(), &probe()), shown);
+        assert!(track.is_changing(), "it is asked again soon");
         assert_eq!(track.observe(OK, &probe()), Some(Health::Up));
+        assert!(!track.is_changing());
+        assert_eq!(track.observe(full(), &probe()), None, "counted anew");
         track.marked_down();
         assert_eq!(track.observe(full(), &probe()), shown);
         assert_eq!(Track::default().observe(full(), &probe()), shown);
@@ -155,7 +178,7 @@ mod tests {
     #[test]
     fn zero_counts_mean_one() {
         let probe = config::Probe { rise: 0, fall: 0, ..config::Probe::default() };
-        let mut track = Track::Up { failures: 0 };
+        let mut track = Track::UP;
         assert_eq!(track.observe(refused(), &probe), down());
         assert_eq!(track.observe(OK, &probe), Some(Health::Up));
     }
