@@ -124,14 +124,15 @@ async fn watch(pool: Arc<Pool>, backend: Arc<Backend>, mut delay: Duration, reco
                 continue;
             }
         }
-        // It would let the probe wait, and log it in before anybody else once it goes on.
-        if backend.is_held() {
+        // It would let a query wait, and log it in before anybody else once it goes on. Others are answered all the same.
+        let may_wait = matches!(probe.kind, ProbeKind::Query { .. });
+        if may_wait && backend.is_held() {
             delay = probe.fast_interval;
             continue;
         }
         let started = Instant::now();
         let result = check::probe(backend.address, &probe).await;
-        if result.is_err() && backend.is_held() {
+        if result.is_err() && may_wait && backend.is_held() {
             delay = probe.fast_interval;
             continue;
         }
@@ -244,6 +245,18 @@ mod tests {
         assert!(backend.counters.probe_failures.load(Relaxed) >= 3);
         let _listener = TcpListener::bind(address).await.unwrap();
         until("up again", || backend.health() == Health::Up).await;
+    }
+
+    #[tokio::test]
+    async fn one_that_is_held_is_found_dead_without_a_query() {
+        let listener = TcpListener::bind("127.7.0.2:0").await.unwrap();
+        let pool = pool(fast(ProbeKind::Tcp), config::Passive::default(), &[listener.local_addr().unwrap()]);
+        let backend = pool.backends.load()[0].clone();
+        backend.set_held(true);
+        let _prober = Prober::start(pool);
+        until("up", || backend.health() == Health::Up).await;
+        drop(listener);
+        until("down", || matches!(backend.health(), Health::Down { .. })).await;
     }
 
     #[tokio::test]
