@@ -197,13 +197,16 @@ struct Crowd(Child);
 impl Crowd {
     fn at(lab: &Lab, server: &str) -> Self {
         let port = SERVERS.iter().find(|(name, _)| *name == server).unwrap().1;
-        let program = "import psycopg, sys, time\nheld = []\nwhile True:\n\
+        // Several at once: what a question leaves shall not go to the next question, whose place is free again soon.
+        let program = "import psycopg, sys, threading, time\nheld = []\ndef take():\n\
+                       \x20 while True:\n\
                        \x20   try: held.append(psycopg.connect(sys.argv[1]))\n\
-                       \x20   except psycopg.OperationalError: time.sleep(0.01)";
+                       \x20   except psycopg.OperationalError: time.sleep(0.01)\n\
+                       for _ in range(4): threading.Thread(target=take).start()";
         let conninfo = lab.conninfo(lab.host("pg1"), port);
         let mut command = lab.client().command(["python3", "-c", program, &conninfo]);
         let crowd = Self(command.stdin(Stdio::null()).spawn().unwrap());
-        until("the server to be full", SOON, || backends(lab).iter().any(|one| one["health"] == "full")).unwrap();
+        until("the server to be full", 3 * SOON, || backends(lab).iter().any(|one| one["health"] == "full")).unwrap();
         // Questions that were under way leave places as well.
         std::thread::sleep(Duration::from_secs(1));
         crowd

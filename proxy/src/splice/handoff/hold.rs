@@ -22,7 +22,7 @@ pub(super) struct Holding<'a> {
     keys: [FlowKey; 2],
     numbers: [Numbers; 2],
     road: Road,
-    /// This kernel's TSval clock towards the client, as it was read.
+    /// This kernel's TSval clock towards the client, read when nothing but the held bytes could be sent any more.
     clock: Option<u32>,
     slot: Option<Slot>,
 }
@@ -53,13 +53,13 @@ impl Splice {
         let maps = self.maps();
         maps.set_state(slot.index(), &state(&plan, &written, held as u32));
         maps.set_control(slot.index(), control::HOLD);
-        let holding = Holding {
+        let mut holding = Holding {
             splice: self,
             legs,
             keys: plan.keys,
             numbers: written,
             road: plan.road,
-            clock: plan.timestamps.then_some(clocks[0]),
+            clock: None,
             slot: Some(slot),
         };
         // A failure from here on drops `holding`, which takes back what was done.
@@ -71,6 +71,8 @@ impl Splice {
         }
         sockets::deafen(legs.client, self.kernel.drop_all())?;
         sockets::deafen(legs.backend, self.kernel.drop_all())?;
+        // Until here the socket has answered, by a clock that has gone on since the first reading.
+        holding.clock = plan.timestamps.then(|| sockets::clock(legs.client)).transpose()?;
         Ok(holding)
     }
 }

@@ -28,7 +28,7 @@ pub struct Live {
     /// Client, backend: the keys of what comes from them.
     pub keys: [FlowKey; 2],
     pub(super) numbers: [Numbers; 2],
-    /// This kernel's TSval clock towards the client when the backend's took over from it.
+    /// This kernel's TSval clock towards the client when the socket could answer no more.
     pub(super) clock: Option<u32>,
 }
 
