@@ -70,6 +70,9 @@ fn a_port_is_used_again_at_once_after_any_end() {
             client.echo(1000).unwrap();
             client.get(MB).unwrap();
             assert_eq!(rig.on_road(rig.road.name()), 1);
+            // Not by a close: without TIME_WAIT nobody would be there for a FIN that comes after the ACK of this one.
+            client.stream.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(client.end().unwrap(), 0);
             drop(client);
             rig.wait_ended("client-closed", 4);
             assert_eq!(rig.ended("backend-closed"), 3);
