@@ -11,8 +11,8 @@ use crate::splice::sockets::Numbers;
 use crate::splice::sweep::monotonic_ns;
 
 /// TSvals go on this much above this kernel's own clock, in its ticks (milliseconds): the clock may tick between its
-/// reading and the last packet that carries it, and goes on for the 20 ms between two looks at a reply that is late.
-const TSVAL_AHEAD: u32 = 64;
+/// reading and the last packet that carries it, and goes on until a reply that is late stops it.
+const TSVAL_AHEAD: u32 = 160;
 
 /// Both directions, client's first.
 pub(super) fn flows(plan: &Plan, numbers: &[Numbers; 2], clocks: [u32; 2], slot: u32, listener: u32) -> [Flow; 2] {

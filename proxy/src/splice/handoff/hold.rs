@@ -7,7 +7,6 @@ use std::sync::Arc;
 use pgsplice_ebpf::flow::{FlowKey, NO_LISTENER, SIDE_RST, control};
 
 use super::flows::{flows, state};
-use super::live::stop_clock;
 use super::qualify::Plan;
 use super::{Attempt, Legs, Live, Stay, failed};
 use crate::session::{SessionRecord, Termination};
@@ -22,8 +21,7 @@ pub(super) struct Holding<'a> {
     keys: [FlowKey; 2],
     numbers: [Numbers; 2],
     road: Road,
-    /// This kernel's TSval clock towards the client, read when nothing but the held bytes could be sent any more.
-    clock: Option<u32>,
+    timestamps: bool,
     slot: Option<Slot>,
 }
 
@@ -53,13 +51,13 @@ impl Splice {
         let maps = self.maps();
         maps.set_state(slot.index(), &state(&plan, &written, held as u32));
         maps.set_control(slot.index(), control::HOLD);
-        let mut holding = Holding {
+        let holding = Holding {
             splice: self,
             legs,
             keys: plan.keys,
             numbers: written,
             road: plan.road,
-            clock: None,
+            timestamps: plan.timestamps,
             slot: Some(slot),
         };
         // A failure from here on drops `holding`, which takes back what was done.
@@ -71,8 +69,6 @@ impl Splice {
         }
         sockets::deafen(legs.client, self.kernel.drop_all())?;
         sockets::deafen(legs.backend, self.kernel.drop_all())?;
-        // Until here the socket has answered, by a clock that has gone on since the first reading.
-        holding.clock = plan.timestamps.then(|| sockets::clock(legs.client)).transpose()?;
         Ok(holding)
     }
 }
@@ -93,7 +89,6 @@ impl Holding<'_> {
         if let Err(error) = sockets::cork(client) {
             return failed("the cork", &error);
         }
-        stop_clock(client, self.clock);
         if let Err(error) = send_all(client, held) {
             tracing::debug!("the held reply could not be sent: {error}");
             return Attempt::Dead(Termination::ClientReset);
@@ -110,7 +105,7 @@ impl Holding<'_> {
             road: self.road,
             keys: self.keys,
             numbers: self.numbers,
-            clock: self.clock,
+            timestamps: self.timestamps,
         })
     }
 

@@ -15,6 +15,10 @@ use crate::splice::sockets::{self, Numbers};
 use crate::splice::table::Slot;
 use crate::splice::{Road, Splice};
 
+/// A reply that waits this long for its acknowledgement may have to be sent again, which is seldom before 200 ms
+/// (include/net/tcp.h, TCP_RTO_MIN). With the 20 ms between two looks less than `TSVAL_AHEAD`.
+const LATE: Duration = Duration::from_millis(100);
+
 /// How long this process still waits for the client of a session that is in its table no more.
 const GONE: Duration = Duration::from_secs(5);
 
@@ -28,8 +32,7 @@ pub struct Live {
     /// Client, backend: the keys of what comes from them.
     pub keys: [FlowKey; 2],
     pub(super) numbers: [Numbers; 2],
-    /// This kernel's TSval clock towards the client when the socket could answer no more.
-    pub(super) clock: Option<u32>,
+    pub(super) timestamps: bool,
 }
 
 impl Live {
@@ -45,6 +48,8 @@ impl Live {
         let sent = self.numbers[1].receive;
         let mut pause = Duration::from_millis(1);
         let mut gone: Option<Instant> = None;
+        let begun = Instant::now();
+        let mut stopped: Option<u32> = None;
         let acknowledged = loop {
             let acknowledged = maps.state(index).side[1].acked.wrapping_sub(sent) as i32 >= 0;
             if acknowledged || maps.control(index) != control::LIVE {
@@ -61,7 +66,9 @@ impl Live {
                 }
                 return Ok(());
             }
-            stop_clock(legs.client, self.clock);
+            if self.timestamps && begun.elapsed() > LATE {
+                stop_clock(legs.client, &mut stopped);
+            }
             ring::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(20));
         };
@@ -105,14 +112,16 @@ impl Live {
     }
 }
 
-/// What this kernel sends to the client from now on carries the TSval of the hand-off, however late it is sent or sent
-/// again: a client that has seen a later one takes nothing from a backend whose clock has not come so far, and its unit is
-/// the backend's own choice up to a second (RFC 7323, section 5.4).
-pub(super) fn stop_clock(client: BorrowedFd<'_>, clock: Option<u32>) {
-    if let Some(clock) = clock
-        // Up to the next even number, not down: never before what has been sent.
-        && let Err(error) = sockets::set_clock(client, clock.wrapping_add(1))
-    {
+/// What this kernel sends again to the client carries no later TSval than it had when this was first called: a client that
+/// has seen one takes nothing from a backend whose clock has not come so far, and its unit is the backend's own choice up
+/// to a second (RFC 7323, section 5.4). Nor an earlier one than was sent before, which the client would not take.
+fn stop_clock(client: BorrowedFd<'_>, stopped: &mut Option<u32>) {
+    let set = match *stopped {
+        None => sockets::clock(client).map(|now| *stopped = Some(now)),
+        // Up to the next even number, not down.
+        Some(then) => sockets::set_clock(client, then.wrapping_add(1)),
+    };
+    if let Err(error) = set {
         tracing::debug!("TCP_TIMESTAMP: {error}");
     }
 }
