@@ -39,8 +39,10 @@ fn doctor(script: &str, mode: &str) -> BTreeMap<String, (String, String)> {
     let host = TOOLS.get().host("tools");
     let file = format!("/etc/{}.toml", std::thread::current().name().unwrap_or("doctor").replace(':', "-"));
     host.write(&file, config).unwrap();
-    let script = format!("set -e\n{GOOD}\n{script}\nexec /opt/pgsplice/pgsplice doctor --json --config {file}");
-    let output = host.command(["unshare", "--net", "sh", "-c", &script]).output().unwrap();
+    let script = format!(
+        "set -e\nmount -t sysfs none /sys\n{GOOD}\n{script}\nexec /opt/pgsplice/pgsplice doctor --json --config {file}"
+    );
+    let output = host.command(["unshare", "--net", "--mount", "sh", "-c", &script]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     let checks: Vec<Value> = serde_json::from_str(&said)
         .unwrap_or_else(|error| panic!("{error}: {said}{}", String::from_utf8_lossy(&output.stderr)));
@@ -89,4 +91,17 @@ fn each_lack_is_named_with_what_to_do() {
         let (found, said) = &checks[name];
         assert!(found == level && said.contains(advice), "{script}: {name} is {found}: {said}");
     }
+}
+
+#[test]
+fn lists_of_gro_are_seen_on_the_ports_of_a_bridge() {
+    let checks = doctor(
+        "ip link set left down; ip link set left name port
+         ethtool -K port gro on; ethtool -K port rx-gro-list on
+         ip link add left type bridge; ip link set port master left
+         ip link set left up; ip link set port up",
+        "tc",
+    );
+    assert!(!checks.contains_key("GRO on left"), "{checks:?}");
+    assert_eq!(checks["GRO on port"].0, "fail", "{checks:?}");
 }

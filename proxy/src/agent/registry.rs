@@ -134,7 +134,8 @@ impl Agent {
                 }
             };
             let ended = tokio::time::timeout(LAST_RESORT, ending).await;
-            if let Err(why) = ended.unwrap_or_else(|_| Err(format!("PgBouncer did not answer within {FAREWELL:?}"))) {
+            if let Err(why) = ended.unwrap_or_else(|_| Err(format!("PgBouncer did not answer within {LAST_RESORT:?}")))
+            {
                 tracing::error!(why, "PgBouncer may be left paused or disabled; the next start puts it right");
             }
         }

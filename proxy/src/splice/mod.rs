@@ -1,7 +1,8 @@
 //! The roads a session may take once its handshake is over, a room each.
 //!
 //! [`Splice`] owns the kernel's road: XDP or TC programs forward the packets and user space is off the path
-//! ([`handoff`]). [`sockmap`] has the kernel join a session's two sockets. [`relay`] is user space over io_uring and works for every session on every kernel that runs us.
+//! ([`handoff`]). [`sockmap`] has the kernel join a session's two sockets. [`relay`] is user space over io_uring and works for
+//! every session on every kernel that runs us.
 
 pub mod adopt;
 pub mod brief;

@@ -98,7 +98,8 @@ impl Truth {
     }
 
     /// Whose word is to be heard before `name` is named: they answer, and were not asked since it was found to be promoted.
-    /// What was asked together with it may have been answered before it was promoted, and arrive after. Of two that were promoted everybody hears of both this way, whichever of them they ask first.
+    /// What was asked together with it may have been answered before it was promoted, and arrive after. Of two that were
+    /// promoted everybody hears of both this way, whichever of them they ask first.
     fn unasked(&self, name: &str, proved: &Proved) -> impl Iterator<Item = &str> {
         let is_new = proved.timeline > self.floor().timeline;
         let is_unasked =

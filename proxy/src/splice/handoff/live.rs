@@ -41,7 +41,8 @@ impl Live {
     }
 
     /// Waits until the client has acknowledged the held bytes (this kernel sends them again where they are lost), then
-    /// has both sockets close without a packet; that of the client with a RST, if the session ends before that. Err: bytes got past the hand-off, which must not happen; cut it.
+    /// has both sockets close without a packet; that of the client with a RST, if the session ends before that. Err: bytes
+    /// got past the hand-off, which must not happen; cut it.
     pub async fn release(&self, legs: Legs<'_>, record: &SessionRecord) -> Result<(), &'static str> {
         let maps = self.splice.maps();
         let index = self.index;
