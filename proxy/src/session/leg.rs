@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use socket2::{SockRef, TcpKeepalive};
@@ -12,6 +13,9 @@ use crate::{config, ring};
 
 /// Room a read leaves behind what is held already, in bytes.
 const READ_ROOM: usize = 2048;
+
+/// What TCP_MAXSEG takes (include/net/tcp.h, TCP_MIN_MSS and MAX_TCP_WINDOW).
+const SEGMENTS: RangeInclusive<u32> = 88..=32_767;
 
 pub struct Leg {
     socket: OwnedFd,
@@ -39,9 +43,10 @@ impl Leg {
         tune(SockRef::from(&self.socket), tcp)
     }
 
-    /// The largest segment the peer takes from us, options included; what TCP_MAXSEG wants to hear.
+    /// The largest segment the peer takes from us, options included; what TCP_MAXSEG wants to hear. `None`: it would not,
+    /// for the peer says what it likes, and on loopback it may be more.
     pub fn max_segment(&self) -> Option<u32> {
-        self.first_info().map(|info| info.send_mss + info.options_bytes())
+        self.first_info().map(|info| info.send_mss + info.options_bytes()).filter(|most| SEGMENTS.contains(most))
     }
 
     /// The most bytes that leave to the peer in a segment with room left. If the way has become narrower since, a hand-off

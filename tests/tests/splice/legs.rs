@@ -34,8 +34,12 @@ fn moves(client: &mut Client) {
 }
 
 fn is_relayed(rig: &Rig, to: SocketAddr, why: &str) {
+    is_relayed_from(rig, "client", to, why);
+}
+
+fn is_relayed_from(rig: &Rig, host: &str, to: SocketAddr, why: &str) {
     let number = rig.ended("client-closed") + 1;
-    let mut client = Client::connect(rig.host("client"), to).unwrap();
+    let mut client = rig.must("a log-in", Client::connect(rig.host(host), to));
     moves(&mut client);
     drop(client);
     rig.wait_ended("client-closed", number);
@@ -157,6 +161,30 @@ fn a_leg_whose_wire_differs_from_its_socket_is_relayed() {
             is_relayed(&rig, to, "unseen");
         },
     );
+}
+
+/// Less than any TCP but theirs announces, and less than a socket may be told to: nobody else must suffer from it.
+#[test]
+fn a_client_that_wants_tiny_segments_is_relayed() {
+    on_both(|rig| {
+        rig.host("client").run(["sh", "-ec", "ip route change 10.1.0.0/24 dev eth0 src 10.1.0.100 advmss 60"]).unwrap();
+        let number = rig.ended("client-closed") + 1;
+        let mut client = rig.must("a log-in", Client::connect(rig.host("client"), rig.address()));
+        client.echo(5000).unwrap();
+        drop(client);
+        rig.wait_ended("client-closed", number);
+        let line = rig.proxy().wait_access_lines(number as usize).unwrap().pop().unwrap();
+        assert!(line.contains("road_why=\"mss\""), "{line}");
+    });
+}
+
+/// By loopback, whose segments are larger than any other's.
+#[test]
+fn a_client_on_this_host_is_relayed() {
+    on_both(|rig| {
+        is_relayed_from(&rig, "proxy", rig.address(), "unseen");
+        is_relayed_from(&rig, "proxy", ([127, 0, 0, 1], PORT).into(), "unseen");
+    });
 }
 
 #[test]
