@@ -40,13 +40,14 @@ pub fn examine(config: &Config) -> Vec<Check> {
         return vec![Check::ok("splice", "off: splice.interfaces is empty, so neither XDP nor TC takes a session")];
     }
     let mut checks = Vec::new();
-    let mut has_xdp = false;
+    let mut asks_routing = false;
     for name in &splice.interfaces {
         let (program, check) = examine_interface(name, splice.mode);
-        has_xdp |= program == Some(Program::Xdp);
+        let vlans = interface::vlans_on(name);
+        asks_routing |= program == Some(Program::Xdp) || program == Some(Program::Tc) && !vlans.is_empty();
         checks.push(check);
         if program == Some(Program::Xdp) {
-            checks.extend(judge_vlans(name, &interface::vlans_on(name), interface::strips_vlan(name)));
+            checks.extend(judge_vlans(name, &vlans, interface::strips_vlan(name)));
         }
         if program == Some(Program::Tc) {
             let lists =
@@ -54,7 +55,7 @@ pub fn examine(config: &Config) -> Vec<Check> {
             checks.extend(with_lower(name).iter().filter_map(lists));
         }
     }
-    if has_xdp {
+    if asks_routing {
         checks.extend(forwarding(config));
     }
     checks.extend(reverse_path(&splice.interfaces));
@@ -153,7 +154,7 @@ fn forwarding(config: &Config) -> Vec<Check> {
     if !off.is_empty() {
         let set: Vec<String> = off.iter().map(|key| format!("{key}=1")).collect();
         let advice = format!("sysctl -w {}; and let the FORWARD chain drop what is routed", set.join(" "));
-        return vec![Check::fail("forwarding", "off, so XDP may not redirect", advice)];
+        return vec![Check::fail("forwarding", "off, so XDP may not redirect, nor TC into a VLAN", advice)];
     }
     let check = match drops_forwarded() {
         Some(true) => Check::ok("forwarding", "on, and a chain at the forward hook drops by default"),

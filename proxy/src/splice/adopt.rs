@@ -110,7 +110,7 @@ impl Splice {
     }
 
     /// Interfaces that forward flows, and whether by TC.
-    fn programs(&self) -> HashSet<(u32, bool)> {
+    pub(super) fn programs(&self) -> HashSet<(u32, bool)> {
         let attached = self.kernel().attachments().into_iter().filter(|one| one.program == Xdp::Splice);
         attached.filter_map(|one| Some((ifindex(&one.interface)?, one.mode == AttachMode::Tc))).collect()
     }

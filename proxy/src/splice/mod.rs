@@ -20,6 +20,7 @@ pub mod packet;
 pub mod ports;
 pub mod raw;
 pub mod relay;
+mod routes;
 pub mod side;
 pub mod sockets;
 pub mod sockmap;
@@ -42,6 +43,7 @@ use forwarding::Forwarding;
 use labels::Labels;
 use ownership::Ownership;
 use ports::Ports;
+use routes::Routes;
 use source::Sources;
 use table::Table;
 
@@ -90,9 +92,12 @@ pub enum Why {
     Unseen,
     /// A leg's packets came by several interfaces or with several VLAN tags.
     Moved,
+    /// This host's packets to an end do not leave by the interface that the end's come in by.
+    OtherWay,
     /// The listener wants another program than the one on the leg's interface.
     OtherRoad,
-    /// The interface does not forward (`net.ipv4.conf.*.forwarding`, `net.ipv6.conf.*.forwarding`), which XDP needs.
+    /// The interface does not forward (`net.ipv4.conf.*.forwarding`, `net.ipv6.conf.*.forwarding`), which XDP needs, and TC
+    /// for a way into a VLAN.
     ForwardingOff,
     /// One leg is IPv4 and the other IPv6.
     Family,
@@ -132,6 +137,7 @@ impl Why {
         Self::NotYet,
         Self::Unseen,
         Self::Moved,
+        Self::OtherWay,
         Self::OtherRoad,
         Self::ForwardingOff,
         Self::Family,
@@ -157,6 +163,7 @@ impl Why {
             Self::NotYet => "not-yet",
             Self::Unseen => "unseen",
             Self::Moved => "moved",
+            Self::OtherWay => "other-way",
             Self::OtherRoad => "other-road",
             Self::ForwardingOff => "forwarding-off",
             Self::Family => "family",
@@ -193,6 +200,7 @@ pub struct Splice {
     pub sources: Sources,
     labels: Labels,
     forwarding: Forwarding,
+    routes: Routes,
     /// `None` where the kernel was built without netfilter's netlink.
     conntrack: Option<Conntrack>,
     pub table: Table,
@@ -239,6 +247,7 @@ impl Splice {
             labels: Labels::read(kernel.splice()),
             kernel,
             forwarding: Forwarding::default(),
+            routes: Routes::default(),
             conntrack: Conntrack::open().inspect_err(|error| tracing::debug!("no conntrack: {error}")).ok(),
             table: Table::new(capacity),
             ownership: Ownership::default(),

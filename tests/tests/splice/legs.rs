@@ -187,6 +187,19 @@ fn a_client_on_this_host_is_relayed() {
     });
 }
 
+/// The port of a bridge has no address: the answer to what is asked by it comes to the bridge, and it never learns it.
+#[test]
+fn a_leg_whose_answers_leave_by_another_interface_than_it_comes_by_is_relayed() {
+    on_both_with(
+        |setting| {
+            let bridge = "ip link add br0 type bridge forward_delay 0; ip link set eth0 master br0; \
+                          ip address flush dev eth0; ip address add 10.1.0.5/24 dev br0; ip link set br0 up";
+            Setting { before: vec![("proxy", bridge.into())], ..setting }
+        },
+        |rig| is_relayed(&rig, rig.address(), "other-way"),
+    );
+}
+
 #[test]
 fn segments_that_the_other_leg_cannot_carry_are_relayed() {
     // The backend alone knows of it.

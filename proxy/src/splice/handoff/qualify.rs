@@ -46,7 +46,12 @@ impl Splice {
         if watches.iter().any(|watch| watch.flags & (WATCH_MOVED | WATCH_ODD) != 0) {
             return Err(Why::Moved.into());
         }
-        let road = self.road(&watches, wanted, client.is_ipv4())?;
+        let forwards = |watch: &Watch| self.forwarding.is_on(watch.ifindex, client.is_ipv4());
+        let road = road(&watches, wanted, forwards)?;
+        let ends = [(client_own, client), (backend_own, backend)];
+        if !ends.iter().zip(&watches).all(|((own, end), watch)| self.leads_back(road, own.ip(), end.ip(), watch)) {
+            return Err(Why::OtherWay.into());
+        }
         let infos = [TcpInfo::of(legs.client)?, TcpInfo::of(legs.backend)?];
         let timestamps = agree(&infos, &watches, self.accurate_ecn)?;
         // Nor can a whole one be kept back in the socket until the flows forward.
@@ -65,20 +70,30 @@ impl Splice {
         Ok(Plan { keys, watches, infos, road, timestamps, virtual_way })
     }
 
-    /// One program forwards both ways: what XDP redirects, an interface without native XDP does not send.
-    fn road(&self, watches: &[Watch; 2], wanted: SpliceRoad, v4: bool) -> Result<Road, Why> {
-        if matches!(wanted, SpliceRoad::Sockmap | SpliceRoad::Relay) {
-            return Err(Why::NotWanted);
-        }
-        let seen_by = |program: u16| watches.iter().all(|watch| watch.flags & program != 0);
-        let xdp = wanted != SpliceRoad::Tc && seen_by(WATCH_XDP);
-        let tc = wanted != SpliceRoad::Xdp && seen_by(WATCH_TC);
-        match (xdp, tc) {
-            (true, _) if watches.iter().all(|watch| self.forwarding.is_on(watch.ifindex, v4)) => Ok(Road::Xdp),
-            (_, true) => Ok(Road::Tc),
-            (true, false) => Err(Why::ForwardingOff),
-            (false, false) => Err(Why::OtherRoad),
-        }
+    /// Whether what the program sends to this end gets there.
+    fn leads_back(&self, road: Road, own: IpAddr, end: IpAddr, watch: &Watch) -> bool {
+        let Some(way) = self.routes.way(own, end) else { return false };
+        // XDP asks the routing table, and may follow it to any interface that has the program.
+        way.is_that_of(watch) || road == Road::Xdp && watch.vlan == 0 && self.programs().contains(&(way.ifindex, false))
+    }
+}
+
+/// One program forwards both ways: what XDP redirects, an interface without native XDP does not send.
+fn road(watches: &[Watch; 2], wanted: SpliceRoad, forwards: impl Fn(&Watch) -> bool) -> Result<Road, Why> {
+    if matches!(wanted, SpliceRoad::Sockmap | SpliceRoad::Relay) {
+        return Err(Why::NotWanted);
+    }
+    let seen_by = |program: u16| watches.iter().all(|watch| watch.flags & program != 0);
+    let xdp = wanted != SpliceRoad::Tc && seen_by(WATCH_XDP);
+    let tc = wanted != SpliceRoad::Xdp && seen_by(WATCH_TC);
+    let [client, backend] = watches;
+    // TC asks the routing table only for the addresses of a frame with a tag, as what came in by the other leg.
+    let is_reached = |to: &Watch, from: &Watch| to.vlan == 0 || forwards(from);
+    match (xdp, tc) {
+        (false, false) => Err(Why::OtherRoad),
+        (true, _) if watches.iter().all(&forwards) => Ok(Road::Xdp),
+        (_, true) if is_reached(client, backend) && is_reached(backend, client) => Ok(Road::Tc),
+        _ => Err(Why::ForwardingOff),
     }
 }
 
@@ -115,4 +130,22 @@ fn agree(infos: &[TcpInfo; 2], watches: &[Watch; 2], accurate_ecn: bool) -> Resu
         return Err(Why::Window);
     }
     Ok(timestamps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_nothing_is_forwarded_tc_goes_into_no_vlan() {
+        let seen = |program, vlan| Watch { ifindex: 1, flags: program, vlan, ..Watch::default() };
+        let road = |by, vlans: [u16; 2], forwards| road(&vlans.map(|id| seen(by, id)), SpliceRoad::Auto, |_| forwards);
+        for vlans in [[0, 0], [5, 0], [0, 5], [5, 6]] {
+            assert_eq!(road(WATCH_XDP, vlans, true), Ok(Road::Xdp));
+            assert_eq!(road(WATCH_XDP, vlans, false), Err(Why::ForwardingOff));
+            assert_eq!(road(WATCH_TC, vlans, true), Ok(Road::Tc));
+            let into_none = vlans == [0, 0];
+            assert_eq!(road(WATCH_TC, vlans, false), if into_none { Ok(Road::Tc) } else { Err(Why::ForwardingOff) });
+        }
+    }
 }
