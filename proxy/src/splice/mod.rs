@@ -10,6 +10,7 @@ mod conntrack;
 mod end;
 mod forwarding;
 pub mod handoff;
+mod ipsec;
 pub mod job;
 pub mod labels;
 mod limits;
@@ -40,6 +41,7 @@ use crate::bpf::{Kernel, SpliceMaps};
 use crate::config;
 use conntrack::Conntrack;
 use forwarding::Forwarding;
+use ipsec::Policies;
 use labels::Labels;
 use ownership::Ownership;
 use ports::Ports;
@@ -87,8 +89,8 @@ pub enum Why {
     /// `splice_after` has not been reached.
     NotYet,
     /// No packet of a leg was seen on an attached interface with exactly the socket's addresses: it came by another
-    /// interface (loopback among them), or DNAT, IPsec or a tunnel makes the wire differ from the socket. Or an address is
-    /// link-local and so says nothing without its interface.
+    /// interface (loopback among them), or DNAT, IPsec or a tunnel makes the wire differ from the socket, or a policy of
+    /// IPsec would. Or an address is link-local and so says nothing without its interface.
     Unseen,
     /// A leg's packets came by several interfaces or with several VLAN tags.
     Moved,
@@ -201,6 +203,7 @@ pub struct Splice {
     labels: Labels,
     forwarding: Forwarding,
     routes: Routes,
+    policies: Policies,
     /// `None` where the kernel was built without netfilter's netlink.
     conntrack: Option<Conntrack>,
     pub table: Table,
@@ -248,6 +251,7 @@ impl Splice {
             kernel,
             forwarding: Forwarding::default(),
             routes: Routes::default(),
+            policies: Policies::default(),
             conntrack: Conntrack::open().inspect_err(|error| tracing::debug!("no conntrack: {error}")).ok(),
             table: Table::new(capacity),
             ownership: Ownership::default(),

@@ -200,6 +200,19 @@ fn a_leg_whose_answers_leave_by_another_interface_than_it_comes_by_is_relayed() 
     );
 }
 
+/// By a policy that does not insist, so that packets pass as they are where nobody has the keys.
+#[test]
+fn a_leg_that_ipsec_would_encrypt_is_relayed() {
+    on_both_with(
+        |setting| {
+            let policy = "ip xfrm policy add src 10.2.0.5 dst 10.2.0.30 dir out \
+                          tmpl src 10.2.0.5 dst 10.2.0.30 proto esp mode transport level use";
+            Setting { before: vec![("proxy", policy.into())], ..setting }
+        },
+        |rig| is_relayed(&rig, rig.address(), "unseen"),
+    );
+}
+
 #[test]
 fn segments_that_the_other_leg_cannot_carry_are_relayed() {
     // The backend alone knows of it.

@@ -52,6 +52,9 @@ impl Splice {
         if !ends.iter().zip(&watches).all(|((own, end), watch)| self.leads_back(road, own.ip(), end.ip(), watch)) {
             return Err(Why::OtherWay.into());
         }
+        if ends.iter().any(|(own, end)| self.policies.concern(*own, *end)) {
+            return Err(Why::Unseen.into());
+        }
         let infos = [TcpInfo::of(legs.client)?, TcpInfo::of(legs.backend)?];
         let timestamps = agree(&infos, &watches, self.accurate_ecn)?;
         // Nor can a whole one be kept back in the socket until the flows forward.
