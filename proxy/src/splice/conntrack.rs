@@ -55,14 +55,16 @@ impl Conntrack {
 
     /// Forgets a session's two connections. `keys` are those of what comes from client and backend.
     pub fn forget(&self, keys: &[FlowKey; 2]) {
-        if !self.active.load(Relaxed) {
-            return;
-        }
         // As the first packet of each went: the client's to us, ours to the backend.
-        for tuple in [keys[0], keys[1].reversed()] {
-            if let Err(error) = self.delete(&tuple) {
-                tracing::debug!("conntrack: {error}");
-            }
+        [keys[0], keys[1].reversed()].iter().for_each(|first| self.forget_sent(first));
+    }
+
+    /// Forgets the connection that a packet with this tuple began, or seemed to.
+    pub fn forget_sent(&self, first: &FlowKey) {
+        if self.active.load(Relaxed)
+            && let Err(error) = self.delete(first)
+        {
+            tracing::debug!("conntrack: {error}");
         }
     }
 

@@ -258,7 +258,13 @@ impl Sweep {
     fn probe(&self, index: u32, side: usize) {
         let Some(keys) = self.splice.table.with(index, |entry| entry.keys()) else { return };
         match self.splice.segment_to(side, &keys, packet::ACK, true) {
-            Ok(Some(segment)) => self.send(&segment),
+            Ok(Some(segment)) => {
+                self.send(&segment);
+                // To whom it is the first packet of a connection.
+                if let Some(conntrack) = &self.splice.conntrack {
+                    conntrack.forget_sent(&segment.way);
+                }
+            }
             Ok(None) => {}
             Err(error) => tracing::debug!("keepalive: {error}"),
         }
