@@ -157,7 +157,8 @@ impl Proxy {
         config.listeners.keys().flat_map(|name| of(name).into_iter().map(|address| (name.clone(), address))).collect()
     }
 
-    /// One socket an address and thread. `ours` are addresses this process holds already.
+    /// One socket an address and thread, those of the listener of this name where it has the address. `ours` are addresses
+    /// this process holds already.
     fn bind(
         &self,
         config: &Config,
@@ -167,7 +168,13 @@ impl Proxy {
         inherited: &mut Inherited,
     ) -> Result<Vec<Bound>, ApplyError> {
         let mut all = Vec::new();
+        // Clients that wait in these, for an accept or to speak first, go on doing so.
+        let mut staying = self.listeners.load().get(name).map(|same| same.sockets.lock().clone()).unwrap_or_default();
         for &address in &listener.bind {
+            if let Some(at) = staying.iter().position(|bound| bound.configured == address) {
+                all.push(staying.swap_remove(at));
+                continue;
+            }
             let blame = |error: io::Error| {
                 let place = config.origin.blame(&format!("listener.{name}.bind"));
                 ApplyError::Bind { place, problem: config::port_owner::bind_problem(address, &error) }
@@ -276,7 +283,7 @@ impl Proxy {
                         counters: same.map(|one| one.counters.clone()).unwrap_or_default(),
                         live: same.map(|one| one.live.clone()).unwrap_or_default(),
                     });
-                    // The new sockets accept before the old ones stop: an address that stays is never unattended.
+                    // The new listener accepts before the old one stops: an address that stays is never unattended.
                     self.start_listening(&listener);
                     if let Some(replaced) = same {
                         self.stop_listening(Some(replaced), Waiting::Serve).await;

@@ -12,7 +12,7 @@ use crate::config;
 use crate::splice::sockets;
 
 /// One address of a listener with its sockets.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Bound {
     /// As it is configured; its port may be 0.
     pub configured: SocketAddr,
@@ -56,7 +56,7 @@ impl Bound {
         Ok(bound)
     }
 
-    /// Gives adopted sockets the options and the backlog of this configuration.
+    /// Gives sockets of before the options and the backlog of this configuration.
     pub fn make_ours(&self, listener: &config::Listener) {
         for socket in &self.sockets {
             let done =

@@ -31,7 +31,7 @@ pub enum Command {
 pub enum Waiting {
     /// The socket is closed: they are served, or they would be reset.
     Serve,
-    /// Another process has the socket, too, or will have it: they are left to that.
+    /// Another process, or another listener here, has the socket, too, or will have it: they are left to that.
     Leave,
 }
 
@@ -67,6 +67,7 @@ pub(crate) struct Worker {
 
 struct Listening {
     listener: Arc<Listener>,
+    socket: Arc<Socket>,
     stop: oneshot::Sender<Waiting>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -136,9 +137,9 @@ impl Worker {
 
     fn listen(self: &Rc<Self>, listener: Arc<Listener>, socket: Arc<Socket>) {
         let (stop, stopped) = oneshot::channel();
-        let (worker, of) = (self.clone(), listener.clone());
+        let (worker, of, from) = (self.clone(), listener.clone(), socket.clone());
         let task = ring::spawn(async move {
-            let accepts = Accepts::new(socket.as_fd());
+            let accepts = Accepts::new(from.as_fd());
             let waiting = tokio::select! {
                 () = accept::run(&worker, &of, &accepts) => return,
                 // A worker that is gone has no use for sessions.
@@ -148,22 +149,24 @@ impl Worker {
             // What the ring has accepted by now.
             accept::run(&worker, &of, &accepts).await;
             if waiting == Waiting::Serve {
-                accept::drain_queue(&worker, &of, &socket);
+                accept::drain_queue(&worker, &of, &from);
             }
         });
-        self.listening.borrow_mut().push(Listening { listener, stop, task });
+        self.listening.borrow_mut().push(Listening { listener, socket, stop, task });
     }
 
     async fn unlisten(self: &Rc<Self>, which: Option<&Arc<Listener>>, waiting: Waiting) {
-        let (ending, staying): (Vec<_>, Vec<_>) = self
+        let (ending, staying): (Vec<Listening>, Vec<Listening>) = self
             .listening
             .take()
             .into_iter()
             .partition(|one| which.is_none_or(|listener| Arc::ptr_eq(listener, &one.listener)));
+        let is_shared = |socket: &Arc<Socket>| staying.iter().any(|one| Arc::ptr_eq(&one.socket, socket));
+        let ending: Vec<_> = ending.into_iter().map(|one| (is_shared(&one.socket), one)).collect();
         *self.listening.borrow_mut() = staying;
-        for one in ending {
+        for (is_shared, one) in ending {
             // A task that has ended accepts no more, either.
-            let _ = one.stop.send(waiting);
+            let _ = one.stop.send(if is_shared { Waiting::Leave } else { waiting });
             if let Err(error) = one.task.await {
                 tracing::error!(listener = one.listener.name, "the accept task failed: {error}");
             }

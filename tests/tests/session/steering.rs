@@ -156,6 +156,32 @@ fn a_reload_moves_new_sessions_and_leaves_the_living_alone() {
     log_in(&mut TcpStream::connect(address).unwrap());
 }
 
+/// Its connection is in the kernel's hands until it speaks.
+#[test]
+fn a_client_that_has_not_spoken_yet_outlives_what_a_reload_changes_of_its_listener() {
+    let backend = Backend::logged_in(echo);
+    let proxy = through(&[backend.address]);
+    let address = proxy.address();
+    let bound = |more: &str| format!("bind = [\"127.0.0.1:0\"{more}]");
+    for (number, changed) in [
+        (1, Proxy::config(&[backend.address], NO_PROBE, "backlog = 100")),
+        (2, Proxy::config(&[backend.address], NO_PROBE, "").replace("bind = \"127.0.0.1:0\"", &bound(", \"[::1]:0\""))),
+        (3, Proxy::config(&[backend.address], NO_PROBE, "")),
+    ] {
+        // By every thread's socket.
+        let mut silent: Vec<_> = (0..16).map(|_| TcpStream::connect(address).unwrap()).collect();
+        proxy.rewrite_config(&changed);
+        let (done, text) = proxy.command(&["reload"]);
+        assert!(done && text.contains("listener.l"), "{text}");
+        for client in &mut silent {
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            log_in(client);
+        }
+        assert_eq!(proxy.address(), address, "reload {number}");
+        log_in(&mut TcpStream::connect(address).unwrap());
+    }
+}
+
 #[test]
 fn a_second_start_names_who_is_in_the_way() {
     let backend = Backend::logged_in(echo);
