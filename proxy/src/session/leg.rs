@@ -14,8 +14,9 @@ use crate::{config, ring};
 /// Room a read leaves behind what is held already, in bytes.
 const READ_ROOM: usize = 2048;
 
-/// What TCP_MAXSEG takes (include/net/tcp.h, TCP_MIN_MSS and MAX_TCP_WINDOW).
-const SEGMENTS: RangeInclusive<u32> = 88..=32_767;
+/// What TCP_MAXSEG takes at most (include/net/tcp.h, MAX_TCP_WINDOW), and what every host takes (RFC 9293, section 3.7.1):
+/// for one that claims to take less, no backend shall send so many more.
+const SEGMENTS: RangeInclusive<u32> = 536..=32_767;
 
 pub struct Leg {
     socket: OwnedFd,
@@ -43,8 +44,8 @@ impl Leg {
         tune(SockRef::from(&self.socket), tcp)
     }
 
-    /// The largest segment the peer takes from us, options included; what TCP_MAXSEG wants to hear. `None`: it would not,
-    /// for the peer says what it likes, and on loopback it may be more.
+    /// The largest segment the peer takes from us, options included; what TCP_MAXSEG wants to hear. `None`: it would not
+    /// (on loopback it may be more), or it is not worth it.
     pub fn max_segment(&self) -> Option<u32> {
         self.first_info().map(|info| info.send_mss + info.options_bytes()).filter(|most| SEGMENTS.contains(most))
     }
