@@ -12,12 +12,12 @@ use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType, XdpError, XdpMode as AyaMode};
 
+use super::interface::{driver, ifindex, keep_lists_off, with_lower};
 use super::netlink::{XdpState, xdp_state};
 use super::object::{LoadError, Object};
 use super::pins::{Hook, PinError, Pins};
 use super::sys;
 use crate::config::{SpliceMode, XdpMode};
-use crate::ethtool;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
@@ -133,6 +133,7 @@ impl Interfaces {
     pub fn set(&mut self, object: &mut Object, pins: &Pins, wanted: &[Wanted]) -> Result<(), AttachError> {
         let mut kept: Vec<(Hook, &str)> = Vec::new();
         let mut done = Vec::new();
+        follow_names(pins, wanted)?;
         for one in wanted {
             done.push((one, attach(object, pins, one)?));
         }
@@ -187,6 +188,29 @@ impl Interfaces {
         self.attached.clear();
         Ok(())
     }
+}
+
+/// An interface may have another name than when its links were pinned: they are its own all the same, and it would take
+/// no second XDP program.
+fn follow_names(pins: &Pins, wanted: &[Wanted]) -> Result<(), AttachError> {
+    for hook in Hook::ALL {
+        for old in pins.linked(hook)? {
+            let from = pins.link(hook, &old);
+            // 0: its interface is gone, or the pin is no link.
+            let index = sys::link_ifindex(&from).unwrap_or(0);
+            if index == 0 || ifindex(&old) == Some(index) {
+                continue;
+            }
+            let Some(now) = wanted.iter().find(|one| ifindex(&one.interface) == Some(index)) else { continue };
+            let to = pins.link(hook, &now.interface);
+            if sys::link_ifindex(&to).is_ok_and(|other| other != 0) {
+                continue;
+            }
+            fs::rename(&from, &to).map_err(|source| PinError::Io { what: "rename", path: from, source })?;
+            tracing::info!(interface = now.interface, before = old, ?hook, "the interface has another name now");
+        }
+    }
+    Ok(())
 }
 
 fn attach(object: &mut Object, pins: &Pins, wanted: &Wanted) -> Result<Vec<(AttachMode, Xdp)>, AttachError> {
@@ -356,25 +380,6 @@ fn attach_tc(program: &mut SchedClassifier, pins: &Pins, interface: &str, hook: 
     Ok(())
 }
 
-/// Packets that GRO joins as a list cannot go on in another connection: when the kernel takes them apart again it carries
-/// the first one's addresses and ports over to the others, and no other number (net/ipv4/tcp_offload.c,
-/// `__tcp4_gso_segment_list_csum`).
-fn keep_lists_off(interface: &str) {
-    match ethtool::is_on(interface, ethtool::GRO_LISTS) {
-        Ok(true) => {}
-        Ok(false) => return,
-        Err(error) => return tracing::debug!(interface, "whether GRO makes lists is not known: {error}"),
-    }
-    match ethtool::turn_off(interface, ethtool::GRO_LISTS) {
-        Ok(()) => tracing::warn!(interface, "{} is off now: TC cannot forward what it joins", ethtool::GRO_LISTS),
-        Err(error) => tracing::error!(
-            interface,
-            "sessions by TC will hang: {} is on and cannot be turned off: {error}",
-            ethtool::GRO_LISTS
-        ),
-    }
-}
-
 fn is_attached(path: &std::path::Path) -> bool {
     sys::link_ifindex(path).is_ok_and(|index| index != 0)
 }
@@ -395,36 +400,6 @@ fn occupant(ifindex: u32) -> Option<u32> {
         XdpState::Several => Some(0),
         XdpState::None => None,
     }
-}
-
-/// `None` if there is no such interface.
-pub fn ifindex(interface: &str) -> Option<u32> {
-    let name = std::ffi::CString::new(interface).ok()?;
-    // SAFETY: the string is terminated and lives through the call.
-    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-    (index != 0).then_some(index)
-}
-
-/// The interface and those it stands on: the ports of a bond or bridge, the parent of a VLAN.
-pub fn with_lower(interface: &str) -> Vec<String> {
-    let mut all = vec![interface.to_owned()];
-    let mut at = 0;
-    while let Some(upper) = all.get(at) {
-        let entries = fs::read_dir(format!("/sys/class/net/{upper}")).into_iter().flatten().flatten();
-        let lower: Vec<String> =
-            entries.filter_map(|one| Some(one.file_name().to_str()?.strip_prefix("lower_")?.to_owned())).collect();
-        all.extend(lower.into_iter().filter(|one| !all.contains(one)).collect::<Vec<_>>());
-        at += 1;
-    }
-    all
-}
-
-/// The kernel module behind an interface, `none` for one without a device (veth, bridge).
-pub fn driver(interface: &str) -> String {
-    fs::read_link(format!("/sys/class/net/{interface}/device/driver"))
-        .ok()
-        .and_then(|path| path.file_name().map(|name| name.to_string_lossy().into_owned()))
-        .unwrap_or_else(|| "none".into())
 }
 
 fn os_error(error: ProgramError) -> io::Error {

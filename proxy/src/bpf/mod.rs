@@ -9,6 +9,7 @@
 //! ```
 
 mod btf;
+mod interface;
 mod kernel;
 mod link;
 mod maps;
@@ -20,8 +21,9 @@ mod sockmap;
 mod splice;
 mod sys;
 
+pub use interface::{driver, ifindex, with_lower};
 pub use kernel::{Kernel, KernelError};
-pub use link::{AttachError, AttachMode, Attachment, Interfaces, Wanted, Xdp, driver, ifindex, with_lower};
+pub use link::{AttachError, AttachMode, Attachment, Interfaces, Wanted, Xdp};
 pub use maps::{Maps, listener_key};
 pub use netlink::{XdpState, xdp_state};
 pub use object::{LoadError, OBJECT, Object};

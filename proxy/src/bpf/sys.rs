@@ -248,8 +248,8 @@ pub fn memlock(map: BorrowedFd<'_>) -> u64 {
     line.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
 }
 
-/// The interface of a pinned tcx link: 0 once that is gone. `struct bpf_link_info`: type, id, prog_id, padding, then for
-/// tcx ifindex and attach type.
+/// The interface of a pinned XDP or tcx link: 0 once that is gone. `struct bpf_link_info`: type, id, prog_id, padding, then
+/// for both first the ifindex.
 pub fn link_ifindex(path: &Path) -> io::Result<u32> {
     let link = obj_get(path)?;
     let mut info = [0_u32; 32];

@@ -170,6 +170,25 @@ fn sessions_that_the_next_process_has_no_program_for_are_reset_at_both_ends() {
     );
 }
 
+#[test]
+fn an_interface_that_has_another_name_by_then_keeps_its_program_and_its_sessions() {
+    on_both(|mut rig| {
+        let mut client = rig.spliced();
+        rig.kill_proxy();
+        // Linux 6.2 does so while it is up.
+        rig.host("proxy").run(["ip", "link", "set", "eth1", "name", "lan1"]).unwrap();
+        rig.config = rig.config.replace("\"eth1\"", "\"lan1\"");
+        client.get(MB).unwrap();
+        rig.start_proxy();
+        rig.wait_spliced(1);
+        client.put(MB).unwrap();
+        rig.proxy().command(&["kill", "--all"]).unwrap();
+        rig.wait_ended("killed", 1);
+        let mut another = rig.spliced();
+        another.echo(5000).unwrap();
+    });
+}
+
 /// The process before stays, for a session that it relays, and gives up waiting for the client of one that it has handed over.
 #[test]
 fn a_reply_that_an_upgraded_process_still_held_is_repeated_when_it_has_given_up() {
