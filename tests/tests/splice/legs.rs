@@ -4,7 +4,7 @@ use std::net::{SocketAddr, SocketAddrV6};
 
 use xtask::lab::until;
 
-use crate::peer::Client;
+use crate::peer::{Client, Server};
 use crate::rig::{MB, PORT, Rig, Road, SOON, Setting, on_both, on_both_with};
 
 const SYSCTL: &str = "/proc/sys/net/ipv4/";
@@ -159,6 +159,17 @@ fn a_leg_whose_wire_differs_from_its_socket_is_relayed() {
             let mut to = rig.address();
             to.set_port(5431);
             is_relayed(&rig, to, "unseen");
+        },
+    );
+}
+
+#[test]
+fn both_ends_may_be_by_one_interface() {
+    on_both_with(
+        |setting| Setting { backend: Some("10.1.0.100:6432"), ..setting },
+        |rig| {
+            let _server = Server::start(rig.host("client"), ([10, 1, 0, 100], 6432).into(), 0).unwrap();
+            moves(&mut rig.spliced());
         },
     );
 }

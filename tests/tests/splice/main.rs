@@ -174,6 +174,17 @@ fn xdp_without_forwarding_is_refused_and_said() {
 }
 
 #[test]
+fn tc_needs_no_forwarding() {
+    for v6 in [false, true] {
+        let off = "echo 0 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv6/conf/all/forwarding";
+        let rig = Setting { v6, before: vec![("proxy", off.into())], ..Setting::new(Road::Tc) }.up();
+        let mut client = rig.spliced();
+        client.echo(5000).unwrap();
+        client.get(MB).unwrap();
+    }
+}
+
+#[test]
 fn a_full_table_leaves_the_rest_to_the_relay() {
     on_both_with(
         |setting| Setting { splice: "max_sessions = 2\n", ..setting },

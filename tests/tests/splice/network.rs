@@ -213,3 +213,35 @@ fn what_would_join_packets_as_lists_is_turned_off() {
     client.put(3 * MB).unwrap();
     assert!(rig.proxy().log().unwrap().contains("rx-gro-list is off now"));
 }
+
+#[test]
+fn an_interface_that_is_made_anew_has_its_program_again_after_a_reload() {
+    on_both_with(
+        |setting| setting,
+        |rig| {
+            rig.spliced().echo(100).unwrap();
+            rig.wait_ended("client-closed", 1);
+            let (proxy, holder) = (rig.host("proxy"), rig.host("proxy").holder());
+            proxy.run(["ip", "link", "del", "eth1"]).unwrap();
+            let offloads = "tx off gro on";
+            let plug = format!(
+                "ip link add proxy.1 type veth peer name eth1 netns {}; ip link set proxy.1 master br-back up; \
+                 nsenter --target {holder} --mount --net=/proc/self/ns/net ethtool -K proxy.1 {offloads}",
+                proxy.netns()
+            );
+            let done = rig.net.on_switch().args(["sh", "-ec", &plug]).output().unwrap();
+            assert!(done.status.success(), "{plug}: {}", String::from_utf8_lossy(&done.stderr));
+            let inside =
+                format!("ethtool -K eth1 {offloads}; ip address add 10.2.0.5/24 dev eth1; ip link set eth1 up");
+            proxy.run(["sh", "-ec", &inside]).unwrap();
+            let mut client = rig.client();
+            client.echo(100).unwrap();
+            assert_eq!(rig.on_road("relay"), 1, "{:?}", rig.sessions());
+            rig.proxy().command(&["reload"]).unwrap();
+            let mut another = rig.client();
+            rig.wait_spliced(1);
+            another.echo(5000).unwrap();
+            another.get(MB).unwrap();
+        },
+    );
+}
