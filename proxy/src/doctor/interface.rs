@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::ethtool::{ethtool, ioctl, request};
-use crate::netlink::{self, Request, attributes};
+use crate::netlink::{self, Request, find};
 
 /// linux/ethtool.h
 const ETHTOOL_GDRVINFO: u32 = 0x3;
@@ -79,9 +79,9 @@ pub fn mtu(interface: &str) -> Option<u32> {
 /// What the driver announces (Linux 6.3). An error where the kernel does not tell.
 pub fn native_xdp(ifindex: u32) -> io::Result<NativeXdp> {
     let unknown = || io::Error::from(io::ErrorKind::Unsupported);
-    let mut find = Request::new(GENL_ID_CTRL, 0, &[CTRL_CMD_GETFAMILY, 1, 0, 0]);
-    find.attribute(CTRL_ATTR_FAMILY_NAME, b"netdev\0");
-    let answer = netlink::ask(libc::NETLINK_GENERIC, find)?;
+    let mut named = Request::new(GENL_ID_CTRL, 0, &[CTRL_CMD_GETFAMILY, 1, 0, 0]);
+    named.attribute(CTRL_ATTR_FAMILY_NAME, b"netdev\0");
+    let answer = netlink::ask(libc::NETLINK_GENERIC, named)?;
     let family = answer.first().and_then(|message| u16_of(genl(message), CTRL_ATTR_FAMILY_ID)).ok_or_else(unknown)?;
 
     let mut get = Request::new(family, 0, &[NETDEV_CMD_DEV_GET, 1, 0, 0]);
@@ -89,8 +89,7 @@ pub fn native_xdp(ifindex: u32) -> io::Result<NativeXdp> {
     let answer = netlink::ask(libc::NETLINK_GENERIC, get)?;
     let features = answer
         .first()
-        .and_then(|message| attributes(genl(message)).find(|(kind, _)| *kind == NETDEV_A_DEV_XDP_FEATURES))
-        .and_then(|(_, value)| value.try_into().ok().map(u64::from_ne_bytes))
+        .and_then(|message| find(genl(message), NETDEV_A_DEV_XDP_FEATURES)?.try_into().ok().map(u64::from_ne_bytes))
         .ok_or_else(unknown)?;
     let has = |wanted: u64| features & wanted == wanted;
     Ok(NativeXdp { redirects: has(XDP_BASIC | XDP_REDIRECT), fragments: has(XDP_RX_SG) })
@@ -102,8 +101,7 @@ fn genl(message: &[u8]) -> &[u8] {
 }
 
 fn u16_of(message: &[u8], wanted: u16) -> Option<u16> {
-    let (_, value) = attributes(message).find(|(kind, _)| *kind == wanted)?;
-    value.try_into().ok().map(u16::from_ne_bytes)
+    find(message, wanted)?.try_into().ok().map(u16::from_ne_bytes)
 }
 
 #[cfg(test)]

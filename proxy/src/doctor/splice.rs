@@ -9,7 +9,7 @@ use super::{Check, roads, sysctl, sysctl_number};
 use crate::bpf::{XdpState, ifindex, with_lower, xdp_state};
 use crate::config::{Config, SpliceMode};
 use crate::ethtool;
-use crate::netlink::{self, Request, attributes};
+use crate::netlink::{self, Request, find};
 
 /// Above this a packet does not fit into one page with XDP's headroom, and comes in fragments.
 const LARGE_MTU: u32 = 3498;
@@ -180,10 +180,9 @@ fn drops_forwarded() -> Option<bool> {
 fn is_forward_drop(chain: &[u8]) -> bool {
     let number = |value: &[u8]| value.try_into().ok().map(u32::from_be_bytes);
     let Some((&family, rest)) = chain.split_first() else { return false };
-    let value_of = |bytes, wanted| attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
     let attributes = rest.get(3..).unwrap_or_default();
-    let hook = value_of(attributes, NFTA_CHAIN_HOOK).and_then(|hook| value_of(hook, NFTA_HOOK_HOOKNUM));
-    let policy = value_of(attributes, NFTA_CHAIN_POLICY);
+    let hook = find(attributes, NFTA_CHAIN_HOOK).and_then(|hook| find(hook, NFTA_HOOK_HOOKNUM));
+    let policy = find(attributes, NFTA_CHAIN_POLICY);
     [NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6].contains(&family)
         && hook.and_then(number) == Some(NF_INET_FORWARD)
         && policy.and_then(number) == Some(NF_DROP)

@@ -3,14 +3,12 @@
 
 use std::fs;
 use std::io;
-use std::net::IpAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pgsplice_ebpf::flow::FlowKey;
 
-use super::neighbours::attribute;
 use super::packet::ip;
+use crate::netlink::{Request, Socket, octets};
 
 /// linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h
 const CT_DELETE: u16 = 1 << 8 | 2;
@@ -29,20 +27,13 @@ const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 
 #[derive(Debug)]
 pub struct Conntrack {
-    netlink: OwnedFd,
+    netlink: Socket,
     active: AtomicBool,
 }
 
 impl Conntrack {
     pub fn open() -> io::Result<Self> {
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-        // SAFETY: socket(2) takes no pointers.
-        let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_NETFILTER) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: just opened and nobody else's.
-        let conntrack = Self { netlink: unsafe { OwnedFd::from_raw_fd(fd) }, active: AtomicBool::new(false) };
+        let conntrack = Self { netlink: Socket::open(libc::NETLINK_NETFILTER)?, active: AtomicBool::new(false) };
         conntrack.look();
         Ok(conntrack)
     }
@@ -62,57 +53,30 @@ impl Conntrack {
     /// Forgets the connection that a packet with this tuple began, or seemed to.
     pub fn forget_sent(&self, first: &FlowKey) {
         if self.active.load(Relaxed)
-            && let Err(error) = self.delete(first)
+            && let Err(error) = self.netlink.tell(delete(first))
         {
             tracing::debug!("conntrack: {error}");
         }
     }
-
-    fn delete(&self, tuple: &FlowKey) -> io::Result<()> {
-        let request = delete_request(tuple);
-        // SAFETY: the request lives through the call and its length is its own.
-        let sent = unsafe { libc::send(self.netlink.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) };
-        if sent < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // Refusals (there is no such entry) come back without being asked for; they must not fill the socket's queue.
-        let mut refusal = [0u8; 256];
-        // SAFETY: the buffer lives through the call and its length is its own.
-        while unsafe {
-            libc::recv(self.netlink.as_raw_fd(), refusal.as_mut_ptr().cast(), refusal.len(), libc::MSG_DONTWAIT)
-        } > 0
-        {}
-        Ok(())
-    }
 }
 
-fn delete_request(tuple: &FlowKey) -> Vec<u8> {
+fn delete(tuple: &FlowKey) -> Request {
     let v4 = tuple.is_v4();
-    let mut addresses = Vec::new();
-    for (kind, octets) in if v4 { IP_V4 } else { IP_V6 }.into_iter().zip([tuple.src, tuple.dst]) {
-        match ip(octets) {
-            IpAddr::V4(a) => attribute(&mut addresses, kind, &a.octets()),
-            IpAddr::V6(a) => attribute(&mut addresses, kind, &a.octets()),
-        }
+    let mut addresses = Request::new(0, 0, &[]);
+    for (kind, address) in if v4 { IP_V4 } else { IP_V6 }.into_iter().zip([tuple.src, tuple.dst]) {
+        addresses.attribute(kind, &octets(ip(address)));
     }
-    let mut protocol = Vec::new();
-    attribute(&mut protocol, PROTO_NUM, &[TCP]);
+    let mut protocol = Request::new(0, 0, &[]);
+    protocol.attribute(PROTO_NUM, &[TCP]);
     for (kind, port) in PROTO_PORTS.into_iter().zip([tuple.src_port, tuple.dst_port]) {
-        attribute(&mut protocol, kind, &port);
+        protocol.attribute(kind, &port);
     }
-    let mut both = Vec::new();
-    attribute(&mut both, TUPLE_IP | NESTED, &addresses);
-    attribute(&mut both, TUPLE_PROTO | NESTED, &protocol);
+    let mut both = Request::new(0, 0, &[]);
+    both.attribute(TUPLE_IP | NESTED, addresses.payload());
+    both.attribute(TUPLE_PROTO | NESTED, protocol.payload());
     // nfgenmsg: family, version, resource id.
     let family = if v4 { libc::AF_INET } else { libc::AF_INET6 };
-    let mut body = vec![family as u8, 0, 0, 0];
-    attribute(&mut body, TUPLE_ORIG | NESTED, &both);
-
-    let mut message = Vec::with_capacity(16 + body.len());
-    message.extend((16 + body.len() as u32).to_ne_bytes());
-    message.extend(CT_DELETE.to_ne_bytes());
-    message.extend((libc::NLM_F_REQUEST as u16).to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend(body);
-    message
+    let mut request = Request::new(CT_DELETE, 0, &[family as u8, 0, 0, 0]);
+    request.attribute(TUPLE_ORIG | NESTED, both.payload());
+    request
 }

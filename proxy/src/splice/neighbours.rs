@@ -5,15 +5,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
+
+use crate::netlink::route::Route;
+use crate::netlink::{Request, Socket, family, octets};
 
 /// linux/neighbour.h
 const NDA_DST: u16 = 1;
 const NTF_USE: u8 = 0x01;
-const RTA_GATEWAY: u16 = 5;
-const RTA_OIF: u16 = 4;
-const RTA_DST: u16 = 1;
 const NUD_REACHABLE: u16 = 0x02;
 const NUD_STALE: u16 = 0x04;
 const NUD_DELAY: u16 = 0x08;
@@ -25,8 +24,7 @@ const AGAIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub struct Neighbours {
-    /// Each request is followed by its one answer.
-    netlink: OwnedFd,
+    netlink: Socket,
     /// When each was asked because it was doubted, in the last [`AGAIN`].
     asked: HashMap<NextHop, Instant>,
 }
@@ -40,18 +38,12 @@ pub struct NextHop {
 
 impl Neighbours {
     pub fn open() -> io::Result<Self> {
-        // SAFETY: socket(2) takes no pointers.
-        let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: just opened and nobody else's.
-        Ok(Self { netlink: unsafe { OwnedFd::from_raw_fd(fd) }, asked: HashMap::new() })
+        Ok(Self { netlink: Socket::open(libc::NETLINK_ROUTE)?, asked: HashMap::new() })
     }
 
     /// Has the kernel resolve this neighbour, or check it if what it knows is stale. Does not wait for it.
     pub fn renew(&self, hop: NextHop) -> io::Result<()> {
-        self.ask(libc::RTM_NEWNEIGH, libc::NLM_F_CREATE | libc::NLM_F_ACK, &ndmsg(hop, 0, NTF_USE)).map(drop)
+        self.netlink.ask(about(hop, libc::RTM_NEWNEIGH, libc::NLM_F_CREATE | libc::NLM_F_ACK, 0, NTF_USE)).map(drop)
     }
 
     /// Nothing comes back by way of this neighbour. Has the kernel ask it whether it is there, at the address that is
@@ -63,7 +55,7 @@ impl Neighbours {
             Some(NUD_REACHABLE | NUD_STALE | NUD_DELAY) if !self.asked.contains_key(&hop) => {
                 self.asked.insert(hop, now);
                 // Without NLM_F_REPLACE nothing but the state changes; with it IPv6 forgets that a neighbour is a router.
-                self.ask(libc::RTM_NEWNEIGH, libc::NLM_F_ACK, &ndmsg(hop, NUD_PROBE, 0)).map(drop)
+                self.netlink.ask(about(hop, libc::RTM_NEWNEIGH, libc::NLM_F_ACK, NUD_PROBE, 0)).map(drop)
             }
             // It is being asked; or an administrator has written its address down.
             Some(_) => Ok(()),
@@ -72,11 +64,11 @@ impl Neighbours {
 
     /// `NUD_*`; `None` where the kernel has no such neighbour.
     fn state(&self, hop: NextHop) -> io::Result<Option<u16>> {
-        match self.ask(libc::RTM_GETNEIGH, 0, &ndmsg(hop, 0, 0)) {
-            // nlmsghdr (16 bytes), then ndmsg.
-            Ok(answer) => match answer.get(24..26).and_then(|state| state.try_into().ok()) {
+        match self.netlink.ask(about(hop, libc::RTM_GETNEIGH, 0, 0, 0)) {
+            // ndmsg: family, 3 bytes of padding, ifindex, state.
+            Ok(answers) => match answers.first().and_then(|answer| answer.get(8..10)?.try_into().ok()) {
                 Some(state) => Ok(Some(u16::from_ne_bytes(state))),
-                None => Err(cut_off()),
+                None => Err(io::Error::other("a netlink answer is cut off")),
             },
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
@@ -85,100 +77,20 @@ impl Neighbours {
 
     /// What the routing table says of the way to `address`.
     pub fn next_hop(&self, address: IpAddr) -> io::Result<NextHop> {
-        // rtmsg: family, destination's prefix length, 10 bytes that may be zero.
-        let bits = if address.is_ipv4() { 32 } else { 128 };
-        let mut body = vec![family(address), bits, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        attribute(&mut body, RTA_DST, &octets(address));
-        read_route(&self.ask(libc::RTM_GETROUTE, 0, &body)?, address)
-    }
-
-    /// Sends a request that is answered, and returns the answer, from its nlmsghdr on.
-    fn ask(&self, kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<Vec<u8>> {
-        let length = 16 + body.len();
-        let mut message = Vec::with_capacity(length);
-        message.extend((length as u32).to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        message.extend(((libc::NLM_F_REQUEST | flags) as u16).to_ne_bytes());
-        message.extend([0; 8]);
-        message.extend(body);
-        // SAFETY: the message lives through the call and its length is its own.
-        let sent = unsafe { libc::send(self.netlink.as_raw_fd(), message.as_ptr().cast(), message.len(), 0) };
-        if sent < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let mut answer = vec![0u8; 4096];
-        // SAFETY: the buffer lives through the call and its length is its own.
-        let length = unsafe { libc::recv(self.netlink.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), 0) };
-        answer.truncate(usize::try_from(length).map_err(|_| io::Error::last_os_error())?);
-        refused(&answer)?;
-        Ok(answer)
+        let route = Route::to(&self.netlink, address, None)?;
+        Ok(NextHop { address: route.gateway.unwrap_or(address), ifindex: route.ifindex })
     }
 }
 
-fn cut_off() -> io::Error {
-    io::Error::other("a netlink answer is cut off")
-}
-
-/// Err with the code of an NLMSG_ERROR, unless that says that all is well.
-fn refused(answer: &[u8]) -> io::Result<()> {
-    let kind = u16::from_ne_bytes(answer.get(4..6).and_then(|v| v.try_into().ok()).ok_or_else(cut_off)?);
-    if i32::from(kind) != libc::NLMSG_ERROR {
-        return Ok(());
-    }
-    match i32::from_ne_bytes(answer.get(16..20).and_then(|v| v.try_into().ok()).ok_or_else(cut_off)?) {
-        0 => Ok(()),
-        code => Err(io::Error::from_raw_os_error(code.wrapping_neg())),
-    }
-}
-
-/// About one neighbour: family, 3 bytes of padding, ifindex, state, flags, type; its address.
-fn ndmsg(hop: NextHop, state: u16, flags: u8) -> Vec<u8> {
-    let mut body = vec![family(hop.address), 0, 0, 0];
-    body.extend((hop.ifindex as i32).to_ne_bytes());
-    body.extend(state.to_ne_bytes());
-    body.extend([flags, 0]);
-    attribute(&mut body, NDA_DST, &octets(hop.address));
-    body
-}
-
-/// nlmsghdr (16 bytes), then rtmsg (12 bytes), then attributes.
-fn read_route(reply: &[u8], address: IpAddr) -> io::Result<NextHop> {
-    let mut hop = NextHop { address, ifindex: 0 };
-    let mut rest = reply.get(28..).ok_or_else(cut_off)?;
-    while let [a, b, c, d, ..] = *rest {
-        let length = usize::from(u16::from_ne_bytes([a, b]));
-        let Some(payload) = rest.get(4..length) else { break };
-        match u16::from_ne_bytes([c, d]) {
-            RTA_OIF => hop.ifindex = payload.try_into().map(u32::from_ne_bytes).map_err(|_| cut_off())?,
-            RTA_GATEWAY => {
-                let v4 = <[u8; 4]>::try_from(payload).map(IpAddr::from);
-                let v6 = <[u8; 16]>::try_from(payload).map(IpAddr::from);
-                hop.address = v4.or(v6).map_err(|_| cut_off())?;
-            }
-            _ => {}
-        }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-    }
-    Ok(hop)
-}
-
-/// Appends a netlink attribute.
-pub(super) fn attribute(message: &mut Vec<u8>, kind: u16, payload: &[u8]) {
-    message.extend((4 + payload.len() as u16).to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(payload);
-    message.resize(message.len().next_multiple_of(4), 0);
-}
-
-fn family(address: IpAddr) -> u8 {
-    (if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }) as u8
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(a) => a.octets().to_vec(),
-        IpAddr::V6(a) => a.octets().to_vec(),
-    }
+/// A request about one neighbour. ndmsg: family, 3 bytes of padding, ifindex, state, flags, type.
+fn about(hop: NextHop, kind: u16, how: libc::c_int, state: u16, flags: u8) -> Request {
+    let mut header = vec![family(hop.address), 0, 0, 0];
+    header.extend((hop.ifindex as i32).to_ne_bytes());
+    header.extend(state.to_ne_bytes());
+    header.extend([flags, 0]);
+    let mut request = Request::new(kind, how, &header);
+    request.attribute(NDA_DST, &octets(hop.address));
+    request
 }
 
 #[cfg(test)]
@@ -227,14 +139,5 @@ mod tests {
             }
         };
         std::thread::spawn(test).join().unwrap();
-    }
-
-    #[test]
-    fn a_short_answer_is_an_error_and_no_panic() {
-        for length in 0..40 {
-            let _ = read_route(&vec![0xff; length], [127, 0, 0, 1].into());
-            let _ = refused(&vec![0xff; length]);
-            let _ = refused(&[0, 0, 0, 0, 2, 0].into_iter().cycle().take(length).collect::<Vec<u8>>());
-        }
     }
 }

@@ -9,19 +9,14 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use pgsplice_ebpf::flow::Watch;
 
-use crate::netlink::{self, Request, attributes};
+use crate::netlink::route::Route;
+use crate::netlink::{Request, Socket, find};
 
 /// How long an answer is used.
 const FRESH: Duration = Duration::from_secs(1);
 /// Answers that are kept.
 const KEPT: usize = 4096;
 
-/// linux/rtnetlink.h
-const RTA_DST: u16 = 1;
-const RTA_SRC: u16 = 2;
-const RTA_OIF: u16 = 4;
-const RTA_ENCAP: u16 = 22;
-const RTN_UNICAST: u8 = 1;
 /// linux/if_link.h
 const IFLA_LINK: u16 = 5;
 const IFLA_LINKINFO: u16 = 18;
@@ -76,29 +71,16 @@ impl Way {
 }
 
 fn ask(own: IpAddr, end: IpAddr) -> io::Result<Option<Way>> {
-    let (family, bits) = if end.is_ipv4() { (libc::AF_INET, 32) } else { (libc::AF_INET6, 128) };
-    // rtmsg: family, both prefixes' lengths, 9 bytes that may be zero.
-    let mut route = Request::new(libc::RTM_GETROUTE, 0, &[family as u8, bits, bits, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    route.attribute(RTA_DST, &octets(end));
-    route.attribute(RTA_SRC, &octets(own));
-    let answer = netlink::ask(libc::NETLINK_ROUTE, route)?;
-    let Some(ifindex) = answer.first().and_then(|answer| read_route(answer)) else { return Ok(None) };
-
+    let socket = Socket::open(libc::NETLINK_ROUTE)?;
+    let route = Route::to(&socket, end, Some(own))?;
+    if !route.is_unicast || route.is_encapsulated {
+        return Ok(None);
+    }
     // ifinfomsg: family, type, index, 8 bytes that may be zero.
     let mut head = [0; 16];
-    head[4..8].copy_from_slice(&ifindex.to_ne_bytes());
-    let answer = netlink::ask(libc::NETLINK_ROUTE, Request::new(libc::RTM_GETLINK, 0, &head))?;
-    Ok(Some(Way { ifindex, below: answer.first().and_then(|answer| read_vlan(answer)) }))
-}
-
-/// The interface of a route to another host whose packets are not put into others. `rtmsg` (12 bytes, its type the
-/// eighth), then attributes.
-fn read_route(answer: &[u8]) -> Option<u32> {
-    let rest = answer.get(12..)?;
-    if answer[7] != RTN_UNICAST || find(rest, RTA_ENCAP).is_some() {
-        return None;
-    }
-    find(rest, RTA_OIF)?.try_into().ok().map(u32::from_ne_bytes)
+    head[4..8].copy_from_slice(&route.ifindex.to_ne_bytes());
+    let answer = socket.ask(Request::new(libc::RTM_GETLINK, 0, &head))?;
+    Ok(Some(Way { ifindex: route.ifindex, below: answer.first().and_then(|answer| read_vlan(answer)) }))
 }
 
 /// The interface below a VLAN device, and its tag. `ifinfomsg` (16 bytes), then attributes.
@@ -111,17 +93,6 @@ fn read_vlan(answer: &[u8]) -> Option<(u32, u16)> {
     let id = find(find(info, IFLA_INFO_DATA)?, IFLA_VLAN_ID)?;
     let below = find(rest, IFLA_LINK)?;
     Some((u32::from_ne_bytes(below.try_into().ok()?), u16::from_ne_bytes(id.try_into().ok()?)))
-}
-
-fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
-}
-
-fn octets(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(a) => a.octets().to_vec(),
-        IpAddr::V6(a) => a.octets().to_vec(),
-    }
 }
 
 #[cfg(test)]
@@ -168,7 +139,6 @@ mod tests {
         let whole = device(b"vlan\0");
         for length in 0..whole.len() {
             let _ = read_vlan(&whole[..length]);
-            let _ = read_route(&whole[..length]);
         }
     }
 }

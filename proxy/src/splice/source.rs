@@ -8,12 +8,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::netlink::{self, Request};
-
-/// linux/rtnetlink.h: `rtmsg` in bytes, two of its attributes.
-const ROUTE_HEADER: usize = 12;
-const RTA_DST: u16 = 1;
-const RTA_PREFSRC: u16 = 7;
+use crate::netlink::Socket;
+use crate::netlink::route::Route;
 
 /// How long an answer of the routing table is used. A wrong one costs a retry, not a session.
 const FRESH: Duration = Duration::from_secs(5);
@@ -45,26 +41,10 @@ impl Sources {
 /// would tell as well, but takes a port, and finding one takes tens of milliseconds where most are reserved
 /// (net.ipv4.ip_local_reserved_ports).
 fn ask(backend: IpAddr) -> io::Result<IpAddr> {
-    let (family, octets) = match backend {
-        IpAddr::V4(address) => (libc::AF_INET, address.octets().to_vec()),
-        IpAddr::V6(address) => (libc::AF_INET6, address.octets().to_vec()),
-    };
-    let mut header = [0; ROUTE_HEADER];
-    header[0] = family as u8;
-    header[1] = octets.len() as u8 * 8;
-    let mut request = Request::new(libc::RTM_GETROUTE, 0, &header);
-    request.attribute(RTA_DST, &octets);
-    let answers = netlink::ask(libc::NETLINK_ROUTE, request)?;
-    let route = answers.first().and_then(|answer| answer.get(ROUTE_HEADER..)).unwrap_or_default();
-    let source = netlink::attributes(route).find(|(kind, _)| *kind == RTA_PREFSRC).and_then(|(_, value)| read(value));
-    source.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("the route to {backend} names no source")))
-}
-
-fn read(octets: &[u8]) -> Option<IpAddr> {
-    match octets.len() {
-        4 => <[u8; 4]>::try_from(octets).ok().map(IpAddr::from),
-        _ => <[u8; 16]>::try_from(octets).ok().map(IpAddr::from),
-    }
+    let route = Route::to(&Socket::open(libc::NETLINK_ROUTE)?, backend, None)?;
+    route
+        .source
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("the route to {backend} names no source")))
 }
 
 #[cfg(test)]

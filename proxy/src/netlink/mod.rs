@@ -1,6 +1,9 @@
 //! netlink(7) as far as asking needs: one request, all messages that answer it, their attributes.
 
+pub mod route;
+
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// `nlmsghdr` and `nlattr` in bytes.
@@ -22,8 +25,11 @@ impl Request {
         Self(bytes)
     }
 
+    fn is_dump(&self) -> bool {
+        u16::from_ne_bytes([self.0[6], self.0[7]]) & libc::NLM_F_DUMP as u16 == libc::NLM_F_DUMP as u16
+    }
+
     /// What stands behind the `nlmsghdr`.
-    #[cfg(test)]
     pub fn payload(&self) -> &[u8] {
         &self.0[MESSAGE_HEADER..]
     }
@@ -37,37 +43,64 @@ impl Request {
     }
 }
 
-/// The messages that answer, each without its `nlmsghdr`.
-pub fn ask(protocol: libc::c_int, request: Request) -> io::Result<Vec<Vec<u8>>> {
-    let Request(mut bytes) = request;
-    let length = bytes.len() as u32;
-    bytes[0..4].copy_from_slice(&length.to_ne_bytes());
-    let is_dump = u16::from_ne_bytes([bytes[6], bytes[7]]) & libc::NLM_F_DUMP as u16 == libc::NLM_F_DUMP as u16;
+/// For one who asks at a time: an answer is whoever's takes it first.
+#[derive(Debug)]
+pub struct Socket(OwnedFd);
 
-    // SAFETY: socket(2) takes no pointers.
-    let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: just opened and nobody else's.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: the buffer lives through the call and its length is its own.
-    if unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let mut answers = Vec::new();
-    let mut buffer = vec![0u8; 64 * 1024];
-    loop {
-        // SAFETY: as above.
-        let length = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
-        if length < 0 {
+impl Socket {
+    /// `protocol`: `NETLINK_*`.
+    pub fn open(protocol: libc::c_int) -> io::Result<Self> {
+        // SAFETY: socket(2) takes no pointers.
+        let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
+        if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        let is_over = take(&buffer[..length as usize], &mut answers)?;
-        if is_over || !is_dump {
-            return Ok(answers);
+        // SAFETY: just opened and nobody else's.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// The messages that answer, each without its `nlmsghdr`. The request asks for something, or has NLM_F_ACK.
+    pub fn ask(&self, request: Request) -> io::Result<Vec<Vec<u8>>> {
+        let is_dump = request.is_dump();
+        self.send(request)?;
+        let mut answers = Vec::new();
+        let mut buffer = vec![0u8; 64 * 1024];
+        loop {
+            let length = self.receive(&mut buffer, 0)?;
+            let is_over = take(&buffer[..length], &mut answers)?;
+            if is_over || !is_dump {
+                return Ok(answers);
+            }
         }
     }
+
+    /// A request whose answer, a refusal if any, is of no use. Those to the ones before are thrown away, for they would
+    /// fill the socket's queue.
+    pub fn tell(&self, request: Request) -> io::Result<()> {
+        self.send(request)?;
+        let mut refusal = [0u8; 256];
+        while self.receive(&mut refusal, libc::MSG_DONTWAIT).is_ok() {}
+        Ok(())
+    }
+
+    fn send(&self, Request(mut bytes): Request) -> io::Result<()> {
+        let length = bytes.len() as u32;
+        bytes[0..4].copy_from_slice(&length.to_ne_bytes());
+        // SAFETY: the buffer lives through the call and its length is its own.
+        let sent = unsafe { libc::send(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    fn receive(&self, buffer: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
+        // SAFETY: the buffer lives through the call and its length is its own.
+        let length = unsafe { libc::recv(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags) };
+        usize::try_from(length).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+/// [`Socket::ask`] of a socket of its own.
+pub fn ask(protocol: libc::c_int, request: Request) -> io::Result<Vec<Vec<u8>>> {
+    Socket::open(protocol)?.ask(request)
 }
 
 /// Appends the messages of one datagram. Whether they were the last.
@@ -100,6 +133,24 @@ pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((kind & KIND, value))
     })
+}
+
+/// The value of the first attribute of this kind.
+pub fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+}
+
+/// AF_INET or AF_INET6.
+pub fn family(address: IpAddr) -> u8 {
+    (if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }) as u8
+}
+
+/// As netlink has an address: 4 or 16 bytes.
+pub fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
 }
 
 #[cfg(test)]
