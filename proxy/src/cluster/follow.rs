@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::names::Names;
 use super::proof::{Answer, Prober};
 use super::resolve::Resolver;
 use super::store::{self, StoreEvent};
@@ -34,6 +35,7 @@ pub(super) struct Follower {
     truth: Truth,
     /// Or why there is none: a TLS file may yet turn up.
     prober: Result<Prober, String>,
+    names: Names,
     asking: JoinSet<Input>,
     polls: BTreeMap<String, Poll>,
     tight_interval: Duration,
@@ -77,6 +79,7 @@ impl Follower {
             config: config.clone(),
             truth: Truth::new(rules, Now::read()),
             prober: Err(String::new()),
+            names: Names::default(),
             asking: JoinSet::new(),
             polls: BTreeMap::new(),
             tight_interval: TIGHT_INTERVAL,
@@ -164,7 +167,7 @@ impl Follower {
                 poll.asked = Some(now.mono);
                 poll.unanswered += 1;
                 if self.prober.is_err() {
-                    self.prober = Prober::of(&self.config).map_err(|error| error.to_string());
+                    self.prober = Prober::of(&self.config, &self.names).map_err(|error| error.to_string());
                 }
                 self.asking.spawn(ask(self.prober.clone(), member.clone(), poll.api_url.clone(), now.mono));
             }

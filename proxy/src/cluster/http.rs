@@ -1,9 +1,11 @@
 //! HTTP to members and stores: a client with our TLS, and answers of bounded length.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::{Client, Response};
 
+use super::names::Names;
 use super::tls::{self, TlsError};
 use crate::config::TlsFiles;
 
@@ -17,13 +19,14 @@ pub enum ClientError {
 }
 
 /// Reads the TLS files. Only connecting has a time limit: the answer is up to the caller.
-pub(crate) fn client(tls: &TlsFiles, connect_timeout: Duration) -> Result<Client, ClientError> {
+pub(crate) fn client(tls: &TlsFiles, connect_timeout: Duration, names: &Names) -> Result<Client, ClientError> {
     super::install_crypto();
     // Proxy settings of the environment must not stand between us and a member.
     let mut builder = Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(connect_timeout)
+        .dns_resolver(Arc::new(names.clone()))
         .pool_max_idle_per_host(1);
     if let Some(tls) = tls::client_config(tls)? {
         builder = builder.tls_backend_preconfigured(tls);

@@ -6,6 +6,7 @@
 pub mod announce;
 mod follow;
 pub(crate) mod http;
+pub(crate) mod names;
 pub mod patroni;
 pub mod proof;
 pub mod resolve;

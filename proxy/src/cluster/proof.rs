@@ -12,6 +12,7 @@ use reqwest::Url;
 use serde_json::Value;
 
 use super::http::{self, ClientError};
+use super::names::Names;
 use super::{patroni, sql};
 use crate::config::{Cluster, ProofConfig, StoreConfig};
 
@@ -108,19 +109,23 @@ pub struct ProberError(#[from] ClientError);
 
 impl Prober {
     /// As the cluster's members are asked. Reads the TLS files.
-    pub fn of(cluster: &Cluster) -> Result<Self, ProberError> {
+    pub(super) fn of(cluster: &Cluster, names: &Names) -> Result<Self, ProberError> {
         match &cluster.store {
             StoreConfig::Static(fixed) => {
-                let login = sql::Login::new(fixed, &cluster.proof.tls).map_err(ClientError::from)?;
+                let login = sql::Login::new(fixed, &cluster.proof.tls, names).map_err(ClientError::from)?;
                 Ok(Self { way: Way::Sql(Arc::new(login)), timeout: cluster.proof.timeout })
             }
-            _ => Self::new(&cluster.proof, &cluster.scope),
+            _ => Self::through(&cluster.proof, &cluster.scope, names),
         }
     }
 
     /// Asks Patroni. Reads the TLS files.
     pub fn new(config: &ProofConfig, scope: &str) -> Result<Self, ProberError> {
-        let client = http::client(&config.tls, config.timeout)?;
+        Self::through(config, scope, &Names::default())
+    }
+
+    fn through(config: &ProofConfig, scope: &str, names: &Names) -> Result<Self, ProberError> {
+        let client = http::client(&config.tls, config.timeout, names)?;
         Ok(Self { way: Way::Rest { client, scope: scope.into() }, timeout: config.timeout })
     }
 

@@ -1,6 +1,8 @@
 //! What a PostgreSQL without Patroni says of itself, by SQL: whether it is in recovery, on which timeline, of which
 //! database system, and how far its WAL is. One connection a question, as a client's would be.
 
+use std::net::SocketAddr;
+
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_postgres::config::SslMode;
@@ -9,6 +11,7 @@ use tokio_postgres::{Config, NoTls, SimpleQueryMessage, SimpleQueryRow};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
+use super::names::Names;
 use super::proof::{Answer, UNKNOWN};
 use super::resolve::HostPort;
 use super::tls::{self, TlsError};
@@ -30,6 +33,7 @@ pub(super) struct Login {
     /// `None`: in the clear.
     tls: Option<TlsConnector>,
     server_name: Option<String>,
+    names: Names,
 }
 
 /// A connection with or without TLS.
@@ -41,7 +45,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 impl Login {
     /// Reads the TLS files.
-    pub(super) fn new(fixed: &StaticConfig, files: &TlsFiles) -> Result<Self, TlsError> {
+    pub(super) fn new(fixed: &StaticConfig, files: &TlsFiles, names: &Names) -> Result<Self, TlsError> {
         super::install_crypto();
         let mut config = Config::new();
         // TLS is made before this begins.
@@ -50,7 +54,7 @@ impl Login {
             config.password(password);
         }
         let tls = tls::client_config(files)?.map(|config| TlsConnector::from(std::sync::Arc::new(config)));
-        Ok(Self { config, tls, server_name: files.server_name.clone() })
+        Ok(Self { config, tls, server_name: files.server_name.clone(), names: names.clone() })
     }
 
     /// Asks the server of this `postgres://` URL.
@@ -75,7 +79,9 @@ impl Login {
 
     async fn connect(&self, url: &str) -> Result<Box<dyn Stream>, String> {
         let HostPort { host, port } = HostPort::of_url(url).ok_or_else(|| format!("{url:?} has no host"))?;
-        let mut stream = TcpStream::connect((&*host, port)).await.map_err(|error| error.to_string())?;
+        let addresses: Vec<_> =
+            self.names.look_up(&host).await?.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
+        let mut stream = TcpStream::connect(&*addresses).await.map_err(|error| error.to_string())?;
         let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
         let fail = |error: std::io::Error| format!("TLS: {error}");
         stream.write_all(&SSL_REQUEST).await.map_err(fail)?;

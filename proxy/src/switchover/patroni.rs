@@ -4,6 +4,7 @@ use serde_json::json;
 
 use crate::cluster::announce::Notice;
 use crate::cluster::http;
+use crate::cluster::names::Names;
 use crate::config::Cluster;
 
 /// An answer is one sentence.
@@ -12,7 +13,7 @@ const MAX_BODY: usize = 16 * 1024;
 /// Asks the leader. Patroni answers when the leadership has moved, or says why it does not. `Err` is a sentence.
 pub(super) async fn switch_over(cluster: &Cluster, api_url: &str, notice: &Notice) -> Result<(), String> {
     let proof = &cluster.proof;
-    let client = http::client(&proof.tls, proof.timeout).map_err(|error| format!("proof{error}"))?;
+    let client = http::client(&proof.tls, proof.timeout, &Names::default()).map_err(|error| format!("proof{error}"))?;
     let mut url = reqwest::Url::parse(api_url).map_err(|error| format!("api_url {api_url:?}: {error}"))?;
     url.set_path("/switchover");
     url.set_query(None);

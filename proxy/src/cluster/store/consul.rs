@@ -18,6 +18,7 @@ use super::contents::Contents;
 use super::life::{self, Backoff, Follow, Hold, any_of};
 use super::{Places, Registration, Store, StoreEvent};
 use crate::cluster::http::ClientError;
+use crate::cluster::names::Names;
 use crate::config::ConsulConfig;
 
 /// Consul's least; a session may outlive it by as much again (`structs.SessionTTLMin`, `SessionTTLMultiplier`).
@@ -34,6 +35,7 @@ pub struct ConsulStore {
     seen: u64,
     /// That of the leader key's last change.
     seen_leader: u64,
+    names: Names,
 }
 
 /// Why a session with one endpoint ended.
@@ -83,11 +85,11 @@ struct Looked {
 
 impl ConsulStore {
     pub fn new(config: ConsulConfig) -> Self {
-        Self { current: any_of(config.endpoints.len()), config, seen: 0, seen_leader: 0 }
+        Self { current: any_of(config.endpoints.len()), config, seen: 0, seen_leader: 0, names: Names::default() }
     }
 
     fn link(&self) -> Result<Link, ConsulError> {
-        Link::new(&self.config, self.current)
+        Link::new(&self.config, self.current, &self.names)
     }
 
     /// Refuses a table that is older than what was seen.

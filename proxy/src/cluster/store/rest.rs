@@ -22,6 +22,7 @@ use super::life::{self, Follow, abandoned};
 use super::{Places, Registration, Store, StoreEvent};
 use crate::cluster::follow::HOLD_INTERVALS;
 use crate::cluster::http::{self, ClientError};
+use crate::cluster::names::Names;
 use crate::cluster::patroni;
 use crate::cluster::proof::is_primary_role;
 use crate::config;
@@ -43,6 +44,7 @@ pub struct RestStore {
     leader: Option<String>,
     /// For as long as nobody serves `/cluster`.
     checks: Checks,
+    names: Names,
 }
 
 /// Why a session ended.
@@ -107,6 +109,7 @@ impl RestStore {
             system_id: None,
             leader: None,
             checks: Checks::new(config.proof.interval * HOLD_INTERVALS + config.proof.timeout),
+            names: Names::default(),
         }
     }
 
@@ -170,7 +173,7 @@ impl Follow for RestStore {
 
     async fn establish(&mut self, _places: &Places) -> Result<Session, RestError> {
         // TLS files are read each time: they may have been renewed.
-        let client = http::client(&self.proof.tls, self.proof.timeout)?;
+        let client = http::client(&self.proof.tls, self.proof.timeout, &self.names)?;
         let first = self.ask(&client).await?;
         Ok(Session { client, first })
     }

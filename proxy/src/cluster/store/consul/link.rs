@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::ConsulError;
 use crate::cluster::http;
+use crate::cluster::names::Names;
 use crate::cluster::store::contents::Folder;
 use crate::config::ConsulConfig;
 
@@ -78,7 +79,7 @@ struct Created {
 
 impl Link {
     /// TLS files are read each time: they may have been renewed.
-    pub(super) fn new(config: &ConsulConfig, endpoint: usize) -> Result<Self, ConsulError> {
+    pub(super) fn new(config: &ConsulConfig, endpoint: usize, names: &Names) -> Result<Self, ConsulError> {
         let endpoint = config.endpoints.get(endpoint).cloned().unwrap_or_default();
         let base = Url::parse(&endpoint).map_err(|error| ConsulError::Call {
             endpoint: endpoint.clone(),
@@ -86,7 +87,7 @@ impl Link {
             why: error.to_string(),
         })?;
         Ok(Self {
-            client: http::client(&config.tls, config.connect_timeout)?,
+            client: http::client(&config.tls, config.connect_timeout, names)?,
             endpoint,
             base,
             token: config.token.clone(),
