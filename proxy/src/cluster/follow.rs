@@ -7,8 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::names::Names;
-use super::proof::{Answer, Prober};
+use super::proof::{Answer, Prober, Renewed};
 use super::resolve::Resolver;
 use super::store::{self, StoreEvent};
 use super::truth::{Input, Now, Pace, Rules, Truth};
@@ -33,9 +32,7 @@ pub(super) struct Follower {
     name: String,
     config: config::Cluster,
     truth: Truth,
-    /// Or why there is none: a TLS file may yet turn up.
-    prober: Result<Prober, String>,
-    names: Names,
+    prober: Renewed,
     asking: JoinSet<Input>,
     polls: BTreeMap<String, Poll>,
     tight_interval: Duration,
@@ -78,8 +75,7 @@ impl Follower {
             name: name.into(),
             config: config.clone(),
             truth: Truth::new(rules, Now::read()),
-            prober: Err(String::new()),
-            names: Names::default(),
+            prober: Renewed::new(),
             asking: JoinSet::new(),
             polls: BTreeMap::new(),
             tight_interval: TIGHT_INTERVAL,
@@ -166,10 +162,8 @@ impl Follower {
             if poll.due(pace, interval, now.mono).is_some_and(|due| due <= now.mono) {
                 poll.asked = Some(now.mono);
                 poll.unanswered += 1;
-                if self.prober.is_err() {
-                    self.prober = Prober::of(&self.config, &self.names).map_err(|error| error.to_string());
-                }
-                self.asking.spawn(ask(self.prober.clone(), member.clone(), poll.api_url.clone(), now.mono));
+                let prober = self.prober.at(&self.config, now.mono);
+                self.asking.spawn(ask(prober, member.clone(), poll.api_url.clone(), now.mono));
             }
             wake = poll.due(pace, interval, now.mono).map_or(wake, |due| due.min(wake));
         }

@@ -6,14 +6,14 @@
 //! a timeline and with a state other than `running` (`patroni/api.py`, `get_postgresql_status`).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::Url;
 use serde_json::Value;
 
 use super::http::{self, ClientError};
 use super::names::Names;
-use super::{patroni, sql};
+use super::{patroni, sql, tls};
 use crate::config::{Cluster, ProofConfig, StoreConfig};
 
 /// Patroni's own status stays under 10 kB even with many replicas; more is not Patroni.
@@ -90,6 +90,22 @@ impl Answer {
     }
 }
 
+/// Between two looks at the TLS files.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// The prober of a cluster with its TLS files as they are now: a certificate that was renewed must be in use before the
+/// one before it ends.
+#[derive(Debug)]
+pub(super) struct Renewed {
+    /// Or why there is none: a file may yet turn up.
+    prober: Result<Prober, String>,
+    version: tls::Version,
+    looked: Option<Instant>,
+    /// It was said that the files there are now are of no use.
+    has_warned: bool,
+    names: Names,
+}
+
 /// Asks members; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Prober {
@@ -106,6 +122,45 @@ enum Way {
 #[derive(Debug, thiserror::Error)]
 #[error("proof{0}")]
 pub struct ProberError(#[from] ClientError);
+
+// === impl Renewed ===
+
+impl Renewed {
+    pub(super) fn new() -> Self {
+        Self {
+            prober: Err(String::new()),
+            version: tls::Version::default(),
+            looked: None,
+            has_warned: false,
+            names: Names::default(),
+        }
+    }
+
+    /// Files that are of no use leave what was read before: certificate and key are renewed one after the other.
+    pub(super) fn at(&mut self, cluster: &Cluster, now: Instant) -> Result<Prober, String> {
+        let has_looked = self.looked.is_some_and(|at| now.saturating_duration_since(at) < LOOK_AGAIN);
+        if self.prober.is_ok() && has_looked {
+            return self.prober.clone();
+        }
+        self.looked = Some(now);
+        let version = tls::Version::of(&cluster.proof.tls);
+        if self.prober.is_ok() && version == self.version {
+            return self.prober.clone();
+        }
+        match Prober::of(cluster, &self.names) {
+            Ok(prober) => (self.prober, self.version, self.has_warned) = (Ok(prober), version, false),
+            Err(error) if self.prober.is_ok() => {
+                if !std::mem::replace(&mut self.has_warned, true) {
+                    tracing::warn!(%error, "renewed TLS files cannot be used: what was read before stays in use");
+                }
+            }
+            Err(error) => self.prober = Err(error.to_string()),
+        }
+        self.prober.clone()
+    }
+}
+
+// === impl Prober ===
 
 impl Prober {
     /// As the cluster's members are asked. Reads the TLS files.

@@ -1,7 +1,8 @@
 //! The TLS of members and stores: our CA, our certificate, and the name to verify where the address is not in the
 //! certificate.
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
@@ -11,6 +12,19 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
 use crate::config::TlsFiles;
+
+/// Tells files that were renewed from what they were, also where a link leads elsewhere now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Version([Option<Stamp>; 3]);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -24,6 +38,24 @@ pub enum TlsError {
     Rustls(#[from] Error),
     #[error(transparent)]
     Verifier(#[from] rustls::server::VerifierBuilderError),
+}
+
+// === impl Version ===
+
+impl Version {
+    /// To be taken before the files are read.
+    pub(super) fn of(files: &TlsFiles) -> Self {
+        let stamp = |path: &Option<PathBuf>| {
+            let about = std::fs::metadata(path.as_ref()?).ok()?;
+            Some(Stamp {
+                device: about.dev(),
+                inode: about.ino(),
+                size: about.size(),
+                modified: (about.mtime(), about.mtime_nsec()),
+            })
+        };
+        Self([&files.ca, &files.cert, &files.key].map(stamp))
+    }
 }
 
 /// `None` where no file is named: then the host's own CAs verify the server.
