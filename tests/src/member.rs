@@ -1,6 +1,8 @@
 //! A member's REST API that answers `GET /patroni` with what the test wants it to say.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -12,6 +14,7 @@ pub struct Member {
     pub name: &'static str,
     port: u16,
     says: Arc<Mutex<Says>>,
+    asked: Arc<AtomicUsize>,
     server: JoinHandle<()>,
 }
 
@@ -32,8 +35,9 @@ impl Member {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let says = Arc::new(Mutex::new(Says::Other { role: "replica" }));
-        let server = tokio::spawn(serve(listener, name, says.clone()));
-        Self { name, port, says, server }
+        let asked = Arc::new(AtomicUsize::new(0));
+        let server = tokio::spawn(serve(listener, name, says.clone(), asked.clone()));
+        Self { name, port, says, asked, server }
     }
 
     pub fn url(&self) -> String {
@@ -58,6 +62,11 @@ impl Member {
         *self.says.lock() = Says::Other { role };
     }
 
+    /// How often it was.
+    pub fn asked(&self) -> usize {
+        self.asked.load(Relaxed)
+    }
+
     pub fn hangs(&self) {
         *self.says.lock() = Says::Nothing;
     }
@@ -69,9 +78,10 @@ impl Drop for Member {
     }
 }
 
-async fn serve(listener: TcpListener, name: &'static str, says: Arc<Mutex<Says>>) {
+async fn serve(listener: TcpListener, name: &'static str, says: Arc<Mutex<Says>>, asked: Arc<AtomicUsize>) {
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
+        asked.fetch_add(1, Relaxed);
         let about = match says.lock().clone() {
             Says::Primary { timeline } => format!(r#""role":"primary","timeline":{timeline}"#),
             Says::Other { role } => format!(r#""role":"{role}""#),

@@ -1,6 +1,7 @@
 //! Follows one cluster: feeds [`Truth`] from the store, the members and the resolver, and publishes its views.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,8 +19,10 @@ use crate::config;
 pub(super) const HOLD_INTERVALS: u32 = 5;
 /// Between two questions to a member whose proof everybody waits for. An answer takes Patroni some 5 ms, one at a time.
 const TIGHT_INTERVAL: Duration = Duration::from_millis(15);
-/// The first of a fleet's agents that hears it is enough.
+/// Of one agent in a fleet of up to [`FEW`]: the first of them that hears it is enough.
 const TIGHT_AMONG_MANY: Duration = Duration::from_millis(40);
+/// Agents that together ask no more than Patroni can answer beside a few pgsplices. More of them each ask more seldom.
+const FEW: usize = 3;
 /// An answer that such a member has not given by then is asked for once more beside it: Patroni's REST API has room for
 /// five callers that it has not accepted, and the SYN of one too many is repeated only after a second.
 const ASK_BESIDE: Duration = Duration::from_millis(100);
@@ -35,7 +38,8 @@ pub(super) struct Follower {
     prober: Renewed,
     asking: JoinSet<Input>,
     polls: BTreeMap<String, Poll>,
-    tight_interval: Duration,
+    /// One of a fleet's agents.
+    is_among_many: bool,
     resolver: Resolver,
 }
 
@@ -48,8 +52,9 @@ struct StoreFeed {
 /// What has been asked of a member.
 struct Poll {
     api_url: String,
-    /// Last; `None`: it is to be asked at once, whatever is under way.
+    /// Last; `None`: it is to be asked at `first`, whatever is under way.
     asked: Option<Instant>,
+    first: Instant,
     unanswered: usize,
 }
 
@@ -78,7 +83,7 @@ impl Follower {
             prober: Renewed::new(),
             asking: JoinSet::new(),
             polls: BTreeMap::new(),
-            tight_interval: TIGHT_INTERVAL,
+            is_among_many: false,
             resolver: Resolver::default(),
         }
     }
@@ -88,7 +93,7 @@ impl Follower {
     }
 
     pub(super) fn among_many(self) -> Self {
-        Self { tight_interval: TIGHT_AMONG_MANY, ..self }
+        Self { is_among_many: true, ..self }
     }
 
     pub(super) fn view(&self) -> Arc<ClusterView> {
@@ -147,46 +152,67 @@ impl Follower {
         let mut before = std::mem::take(&mut self.polls);
         for (member, api_url) in self.truth.to_ask() {
             let poll = before.remove(member).filter(|poll| poll.api_url == api_url);
-            let poll = poll.unwrap_or_else(|| Poll { api_url: api_url.into(), asked: None, unanswered: 0 });
+            let poll =
+                poll.unwrap_or_else(|| Poll { api_url: api_url.into(), asked: None, first: now.mono, unanswered: 0 });
             self.polls.insert(member.into(), poll);
         }
         let mut wake = now.mono + IDLE;
+        let [slow, fast, tight] = self.intervals();
         for (member, poll) in &mut self.polls {
-            let proof = &self.config.proof;
             let pace = self.truth.pace(member, now);
             let interval = match pace {
-                Pace::Slow => proof.interval,
-                Pace::Fast => proof.fast_interval,
-                Pace::Tight => proof.fast_interval.min(self.tight_interval),
+                Pace::Slow => slow,
+                Pace::Fast => fast,
+                Pace::Tight => tight,
             };
-            if poll.due(pace, interval, now.mono).is_some_and(|due| due <= now.mono) {
+            if poll.due(pace, interval).is_some_and(|due| due <= now.mono) {
                 poll.asked = Some(now.mono);
                 poll.unanswered += 1;
                 let prober = self.prober.at(&self.config, now.mono);
                 self.asking.spawn(ask(prober, member.clone(), poll.api_url.clone(), now.mono));
             }
-            wake = poll.due(pace, interval, now.mono).map_or(wake, |due| due.min(wake));
+            wake = poll.due(pace, interval).map_or(wake, |due| due.min(wake));
         }
         let resolve = self.resolver.poll(self.truth.to_resolve(), now.mono);
         resolve.into_iter().chain(self.truth.deadline(now)).fold(wake, Instant::min)
     }
 
-    /// The leader key moved: every proof asked for before is old news. An answer still under way comes on top.
+    /// The leader key moved: every proof asked for before is old news. An answer still under way comes on top. The agents
+    /// of a large fleet, which all hear of it at once, spread over the time between two questions of one.
     fn ask_all_now(&mut self) {
-        self.polls.values_mut().for_each(|poll| poll.asked = None);
+        let [.., tight] = self.intervals();
+        let random = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
+        let at = Instant::now() + tight.saturating_sub(TIGHT_AMONG_MANY).mul_f64(random);
+        self.polls.values_mut().for_each(|poll| (poll.asked, poll.first) = (None, at));
+    }
+
+    /// Between two questions to a member at each pace, the slowest first.
+    fn intervals(&self) -> [Duration; 3] {
+        let proof = &self.config.proof;
+        match self.is_among_many {
+            true => among(self.truth.view().bouncers.len(), proof),
+            false => [proof.interval, proof.fast_interval, proof.fast_interval.min(TIGHT_INTERVAL)],
+        }
     }
 }
 
 impl Poll {
     /// When it is to be asked next; `None`: not before an answer has come.
-    fn due(&self, pace: Pace, interval: Duration, now: Instant) -> Option<Instant> {
+    fn due(&self, pace: Pace, interval: Duration) -> Option<Instant> {
         match (self.asked, self.unanswered) {
             (_, MOST_UNANSWERED..) => None,
-            (None, _) => Some(now),
+            (None, _) => Some(self.first),
             (Some(asked), 0) => Some(asked + interval),
-            (Some(asked), _) => (pace == Pace::Tight).then_some(asked + ASK_BESIDE),
+            (Some(asked), _) => (pace == Pace::Tight).then_some(asked + interval.max(ASK_BESIDE)),
         }
     }
+}
+
+/// The intervals of one of so many agents: together they ask as often as a few.
+fn among(agents: usize, proof: &config::ProofConfig) -> [Duration; 3] {
+    let times = agents.max(FEW) as f64 / FEW as f64;
+    let [fast, tight] = [proof.fast_interval, proof.fast_interval.min(TIGHT_AMONG_MANY)];
+    [proof.interval, fast.mul_f64(times).min(proof.interval), tight.mul_f64(times).min(proof.interval)]
 }
 
 async fn ask(prober: Result<Prober, String>, member: String, api_url: String, asked: Instant) -> Input {
@@ -233,5 +259,20 @@ fn log_change(cluster: &str, old: &ClusterView, new: &ClusterView) {
     }
     for (member, why) in new.cut.iter().filter(|(member, _)| !old.cut.contains_key(*member)) {
         tracing::info!(cluster, member, why, "sessions to this member are cut");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_fleet_asks_no_more_than_a_small_one() {
+        let proof = config::ProofConfig::default();
+        let ms = |agents| among(agents, &proof).map(|interval| interval.as_millis());
+        assert_eq!(ms(0), [1000, 100, 40]);
+        assert_eq!(ms(3), [1000, 100, 40]);
+        assert_eq!(ms(20), [1000, 666, 266]);
+        assert_eq!(ms(1000), [1000; 3]);
     }
 }

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bouncer;
+mod fleet;
 mod held;
 mod server;
 mod switchover;
