@@ -70,8 +70,8 @@ pub struct Session {
 /// The same folder once it has changed.
 type Wait = Pin<Box<dyn Future<Output = Result<Listed, ConsulError>> + Send>>;
 
-/// The second pair of reads.
-type Look = Pin<Box<dyn Future<Output = Result<Looked, ConsulError>> + Send>>;
+/// The second pair of reads, with what was seen before it.
+type Look = Pin<Box<dyn Future<Output = Result<(u64, Looked), ConsulError>> + Send>>;
 
 /// What it brought.
 struct Looked {
@@ -92,12 +92,12 @@ impl ConsulStore {
         Link::new(&self.config, self.current, &self.names)
     }
 
-    /// Refuses a table that is older than what was seen.
-    fn accept(&mut self, endpoint: &str, index: u64) -> Result<(), ConsulError> {
-        if index < self.seen {
-            return Err(ConsulError::OlderIndex { endpoint: endpoint.into(), index, seen: self.seen });
+    /// Refuses a table that is older than what was seen when it was asked for.
+    fn accept(&mut self, endpoint: &str, seen: u64, index: u64) -> Result<(), ConsulError> {
+        if index < seen {
+            return Err(ConsulError::OlderIndex { endpoint: endpoint.into(), index, seen });
         }
-        self.seen = index;
+        self.seen = self.seen.max(index);
         Ok(())
     }
 
@@ -105,7 +105,7 @@ impl ConsulStore {
     /// the table's index above all before: then the leader key, changed earlier than the one before it, gives it away.
     fn accept_list(&mut self, endpoint: &str, listed: &Listed) -> Result<(), ConsulError> {
         if let Some(table) = listed.table {
-            self.accept(endpoint, table)?;
+            self.accept(endpoint, self.seen, table)?;
         }
         if (1..self.seen_leader).contains(&listed.leader) {
             let (index, seen) = (listed.leader, self.seen_leader);
@@ -139,7 +139,7 @@ impl Follow for ConsulStore {
         let link = self.link()?;
         let limit = self.config.connect_timeout;
         let looked = link.bounded("read", limit, look(link.clone(), places.clone())).await?;
-        self.accept(&link.endpoint, looked.table)?;
+        self.accept(&link.endpoint, self.seen, looked.table)?;
         let patroni = link.bounded("list", limit, link.list(&places.patroni, 0)).await?;
         let bouncers = link.bounded("list", limit, link.list(&places.bouncers, 0)).await?;
         self.accept_list(&link.endpoint, &patroni)?;
@@ -182,15 +182,17 @@ impl Follow for ConsulStore {
                 }
                 _ = beat.tick(), if look_now.is_none() => {
                     let (link, places, limit) = (link.clone(), places.clone(), self.config.keepalive_timeout);
+                    let seen = self.seen;
                     look_now = Some(Box::pin(async move {
-                        link.bounded("read", limit, look(link.clone(), places)).await
+                        Ok((seen, link.bounded("read", limit, look(link.clone(), places)).await?))
                     }));
                     false
                 }
                 looked = finished(&mut look_now) => {
-                    let looked = looked?;
+                    let (seen, looked) = looked?;
                     look_now = None;
-                    self.accept(&link.endpoint, looked.table)?;
+                    // A list may have brought something newer meanwhile.
+                    self.accept(&link.endpoint, seen, looked.table)?;
                     let differs = looked.leader != patroni.leader;
                     if differs && behind {
                         return Err(ConsulError::WatchStuck { endpoint: link.endpoint });
@@ -277,7 +279,7 @@ async fn look(link: Link, places: Places) -> Result<Looked, ConsulError> {
     Ok(Looked { table: absent.index.max(leader.index), leader: leader.modified })
 }
 
-async fn finished(look: &mut Option<Look>) -> Result<Looked, ConsulError> {
+async fn finished(look: &mut Option<Look>) -> Result<(u64, Looked), ConsulError> {
     match look {
         Some(look) => look.await,
         None => std::future::pending().await,
@@ -339,9 +341,12 @@ mod tests {
     #[test]
     fn an_older_table_is_refused() {
         let mut store = ConsulStore::new(ConsulConfig::default());
-        store.accept("a", 7).unwrap();
-        store.accept("a", 7).unwrap();
-        let error = store.accept("http://a:1", 6).unwrap_err().to_string();
+        store.accept("a", 0, 7).unwrap();
+        store.accept("a", 7, 7).unwrap();
+        store.accept_list("a", &listed(9, "pg1")).unwrap();
+        store.accept("a", 7, 8).expect("the list was faster than the look");
+        assert_eq!(store.seen, 9);
+        let error = store.accept("http://a:1", 7, 6).unwrap_err().to_string();
         assert!(error.starts_with("http://a:1 is at index 6, older than 7 seen before"), "{error}");
     }
 

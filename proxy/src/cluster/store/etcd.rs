@@ -67,10 +67,13 @@ pub struct Session {
     contents: Watched,
 }
 
-/// A quorum read under way: the header and the leader key's revision.
-type Read = Pin<Box<dyn Future<Output = Result<(Header, i64), EtcdError>> + Send>>;
+/// What was seen before a quorum read, its header, and the leader key's revision.
+type Answer = Result<(Option<Header>, Header, i64), EtcdError>;
 
-async fn finished(read: &mut Option<Read>) -> Result<(Header, i64), EtcdError> {
+/// A quorum read under way.
+type Read = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+async fn finished(read: &mut Option<Read>) -> Answer {
     match read {
         Some(read) => read.await,
         None => std::future::pending().await,
@@ -106,7 +109,7 @@ impl Follow for EtcdStore {
         let limit = self.config.connect_timeout;
         let folders = [&places.patroni, &places.bouncers];
         let (header, kvs) = bounded(&endpoint, "list", limit, link::list(&mut client, folders)).await?;
-        self.link.accept(header.cluster_id, header.revision)?;
+        self.link.accept(self.link.seen(), header)?;
         let mut contents = Watched { revision: header.revision, ..Watched::default() };
         for kv in &kvs {
             contents.put(places, kv);
@@ -158,15 +161,17 @@ impl Follow for EtcdStore {
                 _ = beat.tick(), if read.is_none() => {
                     let mut client = client.clone();
                     let (endpoint, key) = (endpoint.clone(), format!("{}leader", places.patroni));
-                    let limit = self.config.keepalive_timeout;
+                    let (limit, asked) = (self.config.keepalive_timeout, self.link.seen());
                     read = Some(Box::pin(async move {
-                        bounded(&endpoint, "read", limit, link::read_leader(&mut client, &key)).await
+                        let (header, leader) =
+                            bounded(&endpoint, "read", limit, link::read_leader(&mut client, &key)).await?;
+                        Ok((asked, header, leader))
                     }));
                 }
                 result = finished(&mut read) => {
-                    let (header, leader_revision) = result?;
+                    let (asked, header, leader_revision) = result?;
                     read = None;
-                    self.link.accept(header.cluster_id, header.revision)?;
+                    self.link.accept(asked, header)?;
                     let differs = leader_revision != contents.leader_revision;
                     if differs && behind {
                         return Err(EtcdError::WatchStuck { endpoint });

@@ -65,13 +65,22 @@ impl Link {
         bounded(endpoint, "connect", config.connect_timeout, Client::connect([endpoint], Some(options))).await
     }
 
-    /// Refuses a history that is older than what was seen of the same cluster.
-    pub(super) fn accept(&mut self, cluster_id: u64, revision: i64) -> Result<(), EtcdError> {
-        if let Some(seen) = self.seen.filter(|seen| seen.cluster_id == cluster_id && seen.revision > revision) {
+    /// What was seen so far.
+    pub(super) fn seen(&self) -> Option<Header> {
+        self.seen
+    }
+
+    /// Refuses an answer that is older than what was seen of the same cluster when the question was put: a watch may have
+    /// brought something newer meanwhile.
+    pub(super) fn accept(&mut self, asked: Option<Header>, answer: Header) -> Result<(), EtcdError> {
+        let Header { cluster_id, revision } = answer;
+        let is_same = |seen: &Header| seen.cluster_id == cluster_id;
+        if let Some(seen) = asked.filter(|seen| is_same(seen) && seen.revision > revision) {
             let endpoint = self.endpoint().into();
             return Err(EtcdError::OlderRevision { endpoint, revision, seen: seen.revision });
         }
-        self.seen = Some(Header { cluster_id, revision });
+        let newest = self.seen.filter(is_same).map_or(revision, |seen| seen.revision.max(revision));
+        self.seen = Some(Header { cluster_id, revision: newest });
         Ok(())
     }
 
@@ -172,11 +181,14 @@ mod tests {
     #[test]
     fn an_older_revision_of_the_same_cluster_is_refused() {
         let mut link = Link::new(&EtcdConfig { endpoints: vec!["http://a:1".into()], ..EtcdConfig::default() });
-        link.accept(1, 10).unwrap();
+        let at = |cluster_id, revision| Header { cluster_id, revision };
+        link.accept(link.seen(), at(1, 10)).unwrap();
+        let asked = link.seen();
         link.accept_event(12);
-        link.accept(1, 12).unwrap();
-        let error = link.accept(1, 11).unwrap_err().to_string();
+        link.accept(asked, at(1, 11)).expect("the watch was faster than the read");
+        link.accept(link.seen(), at(1, 12)).unwrap();
+        let error = link.accept(link.seen(), at(1, 11)).unwrap_err().to_string();
         assert!(error.starts_with("http://a:1 is at revision 11, older than 12 seen before"), "{error}");
-        link.accept(2, 3).expect("another cluster has a history of its own");
+        link.accept(link.seen(), at(2, 3)).expect("another cluster has a history of its own");
     }
 }
