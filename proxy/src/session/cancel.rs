@@ -1,7 +1,7 @@
 //! A CancelRequest: find the PgBouncer that owns the session and deliver the packet there.
 //!
 //! The owner is, in this order: the backend that gave out the key in a plaintext handshake we relayed; the backend
-//! with the `peer_id` in the key, if every backend of the pool has one; otherwise every backend of the pool is asked,
+//! with the `peer_id` in the key, if every backend of the pool has one of its own; otherwise every backend of the pool is asked,
 //! and the one that owns the key acts. A CancelRequest inside TLS is invisible here and goes where its connection goes.
 
 use std::net::SocketAddr;
@@ -53,7 +53,9 @@ fn owner_by_peer_id(pool: &Pool, packet: &[u8]) -> Option<SocketAddr> {
         return None;
     }
     let wanted = peer_id(packet)?;
-    members.iter().find(|named| named.peer_id == Some(wanted)).map(|named| named.address)
+    let mut owners = members.iter().filter(|named| named.peer_id == Some(wanted));
+    // Two that were given the same one by mistake: it is either's, so both are asked.
+    owners.next().filter(|_| owners.next().is_none()).map(|named| named.address)
 }
 
 /// Sends it to all at once and waits until each has closed. Whether at least one took it.
@@ -98,5 +100,38 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         UNDER_WAY.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::pool::eligibility::Named;
+
+    #[test]
+    fn a_peer_id_finds_its_owner_if_each_has_one_of_its_own() {
+        let address = |last: u8| SocketAddr::from(([10, 0, 0, last], 6432));
+        // With 2 in bytes 9 and 10.
+        let packet = [0, 0, 0, 16, 4, 210, 22, 46, 0x11, 2, 0, 0, 0, 0, 0, 0];
+        let owner = |peer_ids: [Option<u16>; 3]| {
+            let named = peer_ids.iter().zip(1..).map(|(&peer_id, last)| Named {
+                name: last.to_string(),
+                address: address(last),
+                weight: 1,
+                tier: 0,
+                max_sessions: 0,
+                peer_id,
+                held: false,
+                excluded: None,
+            });
+            let pool = Pool::new("p", config::Pool::default());
+            pool.members.store(std::sync::Arc::new(named.collect()));
+            owner_by_peer_id(&pool, &packet)
+        };
+        assert_eq!(owner([Some(1), Some(2), Some(3)]), Some(address(2)));
+        assert_eq!(owner([Some(1), Some(2), None]), None);
+        assert_eq!(owner([Some(1), Some(3), Some(4)]), None);
+        assert_eq!(owner([Some(1), Some(2), Some(2)]), None, "one of the two");
     }
 }
