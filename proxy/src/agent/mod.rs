@@ -145,6 +145,7 @@ impl Agent {
             let view = views.borrow_and_update().clone();
             dealt_with = Some(view.generation);
             self.aim(&view);
+            self.find_namesake(&view);
             if self.must_hold(&view) {
                 // Whatever the view says next is more important than a transaction that does not end.
                 let held = tokio::select! {

@@ -1,16 +1,20 @@
 //! What the agent tells the store of its PgBouncer: an entry that goes when the agent does.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::{Agent, Target};
 use crate::cluster::store::{self, Places, Registration};
-use crate::cluster::{Bouncer, BouncerState};
+use crate::cluster::{Bouncer, BouncerState, ClusterView};
 
 /// How long taking the entry out of the registry may take at the end.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// How long another's entry under our name may stand there: one of before us, or that is just being replaced.
+const REPLACED_WITHIN: Duration = Duration::from_secs(2);
 /// Of the same time for PgBouncer: for what is done where it cannot be brought to where its databases belong.
 const LAST_RESORT: Duration = Duration::from_secs(2);
 
@@ -19,6 +23,15 @@ pub(super) struct Registry {
     value: watch::Sender<Vec<u8>>,
     task: JoinHandle<()>,
     last: Bouncer,
+    namesake: Namesake,
+}
+
+/// Another agent that was given our name, which no store can tell from us: only one of the two PgBouncers is registered.
+#[derive(Debug, Default)]
+struct Namesake {
+    /// Where its PgBouncer is, and since when its entry is in the place of ours.
+    seen: Option<(SocketAddr, Instant)>,
+    told: Option<SocketAddr>,
 }
 
 impl Agent {
@@ -65,6 +78,16 @@ impl Agent {
         self.register(bouncer);
     }
 
+    /// Says so if somebody else is registered under our name.
+    pub(super) fn find_namesake(&mut self, view: &ClusterView) {
+        let (name, ours) = (&self.config.name, self.config.pgbouncer.address);
+        let there = view.bouncers.get(name).map(|bouncer| bouncer.address);
+        let Some(registry) = &mut self.registry else { return };
+        if let Some(address) = registry.namesake.found(there.filter(|there| *there != ours), Instant::now()) {
+            tracing::error!(name, %address, "another PgBouncer is registered under this name: each agent needs its own");
+        }
+    }
+
     fn bouncer(&self, state: BouncerState) -> Bouncer {
         Bouncer {
             name: self.config.name.clone(),
@@ -106,7 +129,7 @@ impl Agent {
         let key = format!("{}{}", Places::of(&self.config.cluster).bouncers, self.config.name);
         let entry = Registration { key, value: receiver, ttl: self.config.lease_ttl };
         let task = tokio::spawn(store::register(&self.config.cluster, entry));
-        Registry { value, task, last }
+        Registry { value, task, last, namesake: Namesake::default() }
     }
 
     /// Out of the registry; PgBouncer goes on as it is. What is paused is resumed where the databases belong, or disabled.
@@ -145,5 +168,41 @@ impl Agent {
             let ttl = self.config.lease_ttl;
             tracing::warn!(?ttl, "the store did not take the entry out; it goes when the lease ends");
         }
+    }
+}
+
+// === impl Namesake ===
+
+impl Namesake {
+    /// `other` is whose entry stands in the place of ours. Its address once it is no passing thing, and once only.
+    fn found(&mut self, other: Option<SocketAddr>, now: Instant) -> Option<SocketAddr> {
+        self.seen = match (self.seen, other) {
+            (Some((before, since)), Some(other)) if before == other => Some((other, since)),
+            (_, other) => other.map(|other| (other, now)),
+        };
+        let (other, since) = self.seen?;
+        if now.saturating_duration_since(since) < REPLACED_WITHIN || self.told == Some(other) {
+            return None;
+        }
+        self.told = Some(other);
+        self.told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_has_our_name_is_told_of_once_and_not_if_it_is_replaced_soon() {
+        let (mut namesake, begun) = (Namesake::default(), Instant::now());
+        let other: SocketAddr = "10.0.0.22:6432".parse().unwrap();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        assert_eq!(namesake.found(Some(other), at(0)), None);
+        assert_eq!(namesake.found(None, at(1)), None);
+        assert_eq!(namesake.found(Some(other), at(3)), None);
+        assert_eq!(namesake.found(Some(other), at(4)), None);
+        assert_eq!(namesake.found(Some(other), at(5)), Some(other));
+        assert_eq!(namesake.found(Some(other), at(9)), None);
     }
 }
