@@ -110,7 +110,7 @@ pub struct Member {
     /// Resolved host and port of `proxy_url`.
     pub proxy_addr: Option<SocketAddr>,
     pub timeline: Option<u32>,
-    /// Bytes behind the leader's `status.optime`; `None` when either is unknown.
+    /// Bytes replayed, behind what the leader has written by its own word or its key; `None` when either is unknown.
     pub lag: Option<u64>,
     /// How long ago the leader had written what is replayed here now, as exactly as members are asked.
     pub lag_time: Option<Duration>,

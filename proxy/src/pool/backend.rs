@@ -14,7 +14,7 @@ pub struct Backend {
     pub address: SocketAddr,
     /// What an operator calls it: the configured name, the member's or the bouncer's.
     pub name: String,
-    /// Drained by `pgsplice drain`; survives reloads, not restarts.
+    /// Drained by `pgsplice drain`; survives reloads and that its cluster does not list it for a while, not restarts.
     drained: AtomicBool,
     /// Paused for a switchover by its agent: that a probe waits there is no failure.
     held: AtomicBool,

@@ -110,7 +110,10 @@ fn renew(
     // A dead Patroni's member key runs out together with its leader key, and the sessions at its node are the ones that
     // must be cut when another leads: what left the pool is remembered as long as it has any.
     departed.extend(before.iter().cloned());
-    departed.retain(|one| one.sessions() > 0 && !backends.iter().any(|other| Arc::ptr_eq(one, other)));
+    // So is, in a cluster, what an operator took out of service: its key comes back when it was restarted.
+    let may_return = !matches!(config.source, BackendSource::Static(_));
+    let is_needed = |one: &Backend| one.sessions() > 0 || may_return && one.is_drained();
+    departed.retain(|one| is_needed(one) && !backends.iter().any(|other| Arc::ptr_eq(one, other)));
     drop(departed);
     let mut candidates = eligibility::candidates(&config, &members, &backends, view);
     let ramping = ramps.apply(&mut candidates, config.slow_start, Instant::now());

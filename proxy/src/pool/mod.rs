@@ -30,7 +30,7 @@ pub struct Pool {
     pub config: ArcSwap<config::Pool>,
     /// Everyone the pool knows, eligible or not.
     pub backends: ArcSwap<Vec<Arc<Backend>>>,
-    /// Those that left it and still have sessions.
+    /// Those that left it and still have sessions, or are drained and may come back.
     pub departed: Mutex<Vec<Arc<Backend>>>,
     /// What configuration and cluster say of each of them, before health is asked.
     pub members: ArcSwap<Vec<eligibility::Named>>,

@@ -51,13 +51,15 @@ impl Proxy {
         self.cut(&ids, reason)
     }
 
-    /// Stop or resume giving sessions to the backends with this name or `ip:port`, in one pool or all.
+    /// Stop or resume giving sessions to the backends with this name or `ip:port`, in one pool or all, also while they are
+    /// not there.
     /// Returns the `pool/name` of those it changed or found so already; empty means none has that name.
     pub fn set_drained(&self, backend: &str, pool: Option<&str>, drained: bool) -> Vec<String> {
         let pools = self.pools.load();
         let mut found = Vec::new();
         for one in pools.values().filter(|one| pool.is_none_or(|name| one.name == name)) {
-            for member in one.backends.load().iter() {
+            let departed = one.departed.lock().clone();
+            for member in one.backends.load().iter().chain(&departed) {
                 if member.name == backend || member.address.to_string() == backend {
                     member.set_drained(drained);
                     one.touch();

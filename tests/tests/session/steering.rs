@@ -5,6 +5,8 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::mpsc;
 
 use pgsplice_tests::local::*;
+use pgsplice_tests::member::Member;
+use pgsplice_tests::stores::Etcd;
 
 use super::{NO_PROBE, through};
 
@@ -76,6 +78,61 @@ fn a_drained_backend_keeps_its_sessions_and_gets_no_new_one() {
     proxy.wait_candidates(2);
     let (done, text) = proxy.command(&["drain", "nobody"]);
     assert!(!done && text.contains(&one.address.to_string()), "{text}");
+}
+
+/// A PgBouncer whose agent was restarted is the one that an operator took out of service.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_drained_stays_so_while_it_is_gone_and_over_a_reload_of_its_cluster() {
+    let etcd = Etcd::start_many(1);
+    let mut store = etcd.client().await;
+    let (one, two) = (Backend::logged_in(echo), Backend::logged_in(echo));
+    let key = |bouncer: &str| format!("/pgsplice/lab/bouncers/{bouncer}");
+    let entry = |address| format!(r#"{{"name":"","address":"{address}","state":"ready","leader":"pg1"}}"#);
+    let primary = Member::start("pg1").await;
+    primary.is_primary(1);
+    for (key, value) in [
+        (key("b1"), entry(one.address)),
+        (key("b2"), entry(two.address)),
+        ("/service/lab/members/pg1".into(), primary.key("127.0.0.1:5432")),
+        ("/service/lab/leader".into(), "pg1".into()),
+    ] {
+        store.put(key, value, None).await.unwrap();
+    }
+    let config = |interval: &str| {
+        let endpoint = etcd.endpoint(0);
+        let cluster = format!("[cluster.main]\nscope = \"lab\"\netcd.endpoints = [{endpoint:?}]\n");
+        let pool = Proxy::config(&[], "cluster = \"main\"\nroute = \"fleet\"\nprobe.kind = \"none\"", "");
+        format!("{cluster}proof.interval = \"{interval}\"\n{pool}")
+    };
+    let proxy = Proxy::start(&config("200ms"));
+    proxy.wait_candidates(2);
+    let steer = |words: &[&str]| {
+        let (done, text) = proxy.command(words);
+        assert!(done, "{text}");
+    };
+    let is_listed = |proxy: &Proxy, count: usize| {
+        proxy.wait("its backends", |proxy| proxy.get("/v1/backends")["backends"].as_array().unwrap().len() == count);
+    };
+    steer(&["drain", "b1"]);
+    proxy.wait_candidates(1);
+    store.delete(key("b1"), None).await.unwrap();
+    is_listed(&proxy, 1);
+    store.put(key("b1"), entry(one.address), None).await.unwrap();
+    is_listed(&proxy, 2);
+    for _ in 0..4 {
+        log_in(&mut proxy.connect());
+    }
+    proxy.rewrite_config(&config("150ms"));
+    steer(&["reload"]);
+    for _ in 0..4 {
+        log_in(&mut proxy.connect());
+    }
+    assert_eq!((one.served(), two.served()), (0, 8));
+    store.delete(key("b1"), None).await.unwrap();
+    is_listed(&proxy, 1);
+    steer(&["undrain", "b1"]);
+    store.put(key("b1"), entry(one.address), None).await.unwrap();
+    proxy.wait_candidates(2);
 }
 
 #[test]
