@@ -17,7 +17,7 @@ use crate::admin::api;
 use crate::cluster::announce::{Announcer, ENTRY, Notice};
 use crate::cluster::store::{self, Places, Registration};
 use crate::cluster::{BouncerState, ClusterView};
-use crate::config::Cluster;
+use crate::config::{Cluster, show_duration};
 
 /// How long an announcement outlives a process that died.
 const LEASE: Duration = Duration::from_secs(10);
@@ -90,6 +90,13 @@ fn from(order: &Order, view: &ClusterView) -> Result<String, String> {
     if !order.cluster.store.has_registry() {
         let how = if order.cluster.store.is_patronis() { "Patroni" } else { "pg_promote" };
         return Err(format!("there is no store in which the agents could be told: switch over with {how}"));
+    }
+    let (pause, hold) = (order.pause_timeout, order.cluster.switchover_hold);
+    if pause >= hold {
+        let [pause, hold] = [pause, hold].map(show_duration);
+        return Err(format!(
+            "a pause timeout of {pause} is not below switchover_hold, {hold}: PgBouncers would go on before Patroni is asked"
+        ));
     }
     if let Some(announced) = &view.switchover {
         return Err(format!("{announced} is announced already"));

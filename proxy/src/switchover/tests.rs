@@ -38,6 +38,10 @@ fn what_cannot_work_is_refused_before_anybody_waits() {
         view.switchover = Some(Switchover { from: "pg1".into(), to: None, by: Announcer::Patroni });
     };
     assert_eq!(refused(order(None), announced), "a switchover from pg1 is announced already");
+    let patient = Order { pause_timeout: Cluster::default().switchover_hold, ..order(None) };
+    assert!(
+        from(&patient, &view()).unwrap_err().starts_with("a pause timeout of 15s is not below switchover_hold, 15s")
+    );
     let mut by_rest = order(None);
     by_rest.cluster.store = StoreConfig::Rest(RestConfig::default());
     assert!(from(&by_rest, &view()).unwrap_err().contains("switch over with Patroni"));
