@@ -106,6 +106,9 @@ fn the_primary_dies(lab: &Lab) {
     assert!(asked.elapsed() < SOON, "it took {:?}", asked.elapsed());
 }
 
+/// One that nobody hears waits for its replicas before it stops: `wal_sender_timeout`, a minute by default.
+const DEMOTED: Duration = Duration::from_secs(150);
+
 struct SetOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
@@ -114,10 +117,10 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-#[test]
-fn a_primary_whose_patroni_hangs_takes_no_row_after_the_next_one_is_open() {
-    let lab = lab("two").unwrap();
-    let old = wait_open(&lab, SOON, |_| true);
+/// Sessions by every way write as fast as they can, `act` takes the primary away, and the ledger of both nodes tells whether
+/// the old one took a row after the next one had taken its first. The names of the two.
+fn no_row_at_the_old_primary_after_the_first_at_the_new(lab: &Lab, act: impl FnOnce(&Host)) -> [String; 2] {
+    let old = wait_open(lab, SOON, |_| true);
     let ledger = "CREATE TABLE ledger (way int, timeline int, at timestamptz DEFAULT clock_timestamp())";
     lab.sql(lab.proxy(), FLEET_PORT, ledger).unwrap();
     let insert = |way: u16| {
@@ -129,7 +132,7 @@ fn a_primary_whose_patroni_hangs_takes_no_row_after_the_next_one_is_open() {
     let write = |way: u16| {
         let mut session = None;
         while !over.load(Relaxed) {
-            let psql = session.get_or_insert_with(|| Psql::start(&lab, way));
+            let psql = session.get_or_insert_with(|| Psql::start(lab, way));
             if psql.ask(&insert(way)).is_none() {
                 session = None;
                 std::thread::sleep(Duration::from_millis(50));
@@ -139,13 +142,17 @@ fn a_primary_whose_patroni_hangs_takes_no_row_after_the_next_one_is_open() {
     };
     // The first row that the next one takes, of whomever: pgsplice's own clients come some time after it.
     let first_row = |host: &Host| {
-        let mut psql = Psql::at(&lab, host, 5432);
+        let mut psql = Psql::at(lab, host, 5432);
         while !over.load(Relaxed) && psql.ask(&insert(0)).is_none() {
             std::thread::sleep(Duration::from_millis(5));
         }
     };
-    let patroni = lab.host(&old).service("patroni").unwrap();
-    let new = std::thread::scope(|scope| {
+    let of = |host: &str, sql: &str| -> String {
+        let ask = || lab.host(host).output_as("postgres", ["psql", "-XAtq", "-d", "app", "-c", sql]);
+        // It may be on its way from primary to replica.
+        until_ok("the ledger", DEMOTED, ask).unwrap().trim().to_owned()
+    };
+    let (new, begun) = std::thread::scope(|scope| {
         // The writers end with this closure, also if that panics.
         let _over = SetOnDrop(&over);
         for way in [FLEET_PORT, FLEET_PORT, NODE_LOCAL_PORT] {
@@ -155,28 +162,55 @@ fn a_primary_whose_patroni_hangs_takes_no_row_after_the_next_one_is_open() {
             scope.spawn(move || first_row(host));
         }
         std::thread::sleep(Duration::from_secs(2));
-        // As if killed, but its REST API still takes connections.
-        patroni.kill(libc::SIGSTOP).unwrap();
-        let new = wait_open(&lab, FAILOVER, |name| name != old);
+        let begun = of(&old, "SELECT clock_timestamp()");
+        act(lab.host(&old));
+        let new = wait_open(lab, FAILOVER, |name| name != old);
         std::thread::sleep(Duration::from_secs(3));
-        new
+        (new, begun)
     });
-    assert_eq!(lab.superuser_sql(lab.host(&old), "SELECT pg_is_in_recovery()").unwrap(), "f", "two are writable");
-    let of = |host: &str, sql: &str| {
-        let said = lab.host(host).output_as("postgres", ["psql", "-XAtq", "-d", "app", "-c", sql]).unwrap();
-        said.trim().to_owned()
-    };
     let first = of(&new, "SELECT min(at) FROM ledger WHERE timeline = (SELECT max(timeline) FROM ledger)");
-    let rows = of(&old, "SELECT count(*), max(at) FROM ledger");
-    let late = of(&old, &format!("SELECT count(*) FROM ledger WHERE at >= '{first}'"));
+    let rows = of(&old, "SELECT count(*), max(at) FROM ledger WHERE timeline = (SELECT min(timeline) FROM ledger)");
+    let late =
+        format!("SELECT count(*) FROM ledger WHERE timeline = (SELECT min(timeline) FROM ledger) AND at >= '{first}'");
+    let late = of(&old, &late);
     println!("old primary: {rows} (count|last); the new one's first row {first}; later rows at the old one: {late}");
     assert_eq!(late, "0");
-    let ways = of(&new, &format!("SELECT count(DISTINCT way) FROM ledger WHERE way > 0 AND at >= '{first}'"));
-    assert_eq!(ways, "2", "both ways lead to the new one");
+    let by = format!("SELECT count(DISTINCT way), min(at) - '{begun}' FROM ledger WHERE way > 0 AND at >= '{first}'");
+    let by = of(&new, &by);
+    println!("ways to the new one, and the time until the first of them had written there: {by}");
+    assert!(by.starts_with("2|"), "both ways lead to the new one: {by}");
+    [old, new]
+}
 
+#[test]
+fn a_primary_whose_machine_is_cut_off_takes_no_row_after_the_next_one_is_open() {
+    let lab = lab("cut").unwrap();
+    let [old, new] =
+        no_row_at_the_old_primary_after_the_first_at_the_new(&lab, |host| lab.net.cut(host.name()).unwrap());
+    // It comes back, and follows. Nobody on the right one notices.
+    let mut sessions = [FLEET_PORT, NODE_LOCAL_PORT].map(|port| Psql::connect(&lab, port));
+    lab.net.heal(&old).unwrap();
+    until("the old one to follow", FAILOVER, || {
+        lab.members().is_ok_and(|all| all.iter().any(|one| one.name == old && one.state == "streaming"))
+    })
+    .unwrap();
+    assert_eq!(open_primary(&lab), Some(new));
+    for session in &mut sessions {
+        assert_eq!(session.ask("SELECT 'still here'").as_deref(), Some("still here"));
+    }
+}
+
+#[test]
+fn a_primary_whose_patroni_hangs_takes_no_row_after_the_next_one_is_open() {
+    let lab = lab("two").unwrap();
+    // As if killed, but its REST API still takes connections.
+    let [old, new] = no_row_at_the_old_primary_after_the_first_at_the_new(&lab, |host| {
+        host.service("patroni").unwrap().kill(libc::SIGSTOP).unwrap();
+    });
+    assert_eq!(lab.superuser_sql(lab.host(&old), "SELECT pg_is_in_recovery()").unwrap(), "f", "two are writable");
     // It wakes up, and for a moment two claim to be primary. Nobody on the right one notices.
     let mut sessions = [FLEET_PORT, NODE_LOCAL_PORT].map(|port| Psql::connect(&lab, port));
-    patroni.kill(libc::SIGCONT).unwrap();
+    lab.host(&old).service("patroni").unwrap().kill(libc::SIGCONT).unwrap();
     let steps_down = || lab.superuser_sql(lab.host(&old), "SELECT pg_is_in_recovery()").ok().as_deref() != Some("f");
     until("the old one to step down", FAILOVER, steps_down).unwrap();
     assert_eq!(open_primary(&lab), Some(new));
