@@ -4,6 +4,7 @@
 // A test stops at the first thing that goes wrong.
 #![allow(clippy::unwrap_used)]
 
+mod claims;
 mod consul;
 mod etcd;
 mod scenarios;

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use pgsplice::cluster::store::Registration;
 use pgsplice::cluster::{self, BouncerState, ClusterView, announce};
-use pgsplice_tests::member::Member;
+use pgsplice::config;
 use pgsplice_tests::stores::{Server, Wire};
 use tokio::sync::watch;
 
+pub use super::claims::*;
 use super::{ENTRY, ENTRY_KEY, LEADER, away, cluster_config, connected, follow, led_by, register, until, why};
 
 /// On a machine that runs other tests beside: shorter than the interval of every look, and than any lease.
@@ -26,6 +27,7 @@ macro_rules! over {
     ($server:ty) => {
         crate::scenarios::over! { $server:
             keys_appear_change_and_vanish
+            a_citus_group_is_a_cluster_of_its_own
             a_leader_whose_session_ends_is_gone_and_may_come_back
             a_killed_server_freezes_the_view_and_a_restarted_one_is_read_again
             a_frozen_server_is_noticed
@@ -80,6 +82,26 @@ pub async fn keys_appear_change_and_vanish<S: Server>() {
     server.delete(LEADER).await;
     let (view, _) = until(&handle, "no leader", |view| view.leader_key.is_none()).await;
     assert!(connected(&view) && view.members.contains_key("pg2"));
+}
+
+pub async fn a_citus_group_is_a_cluster_of_its_own<S: Server>() {
+    let mut server = S::start().await;
+    for (group, leader) in [("0", b"pg1"), ("1", b"pg2")] {
+        server.put(&format!("/service/lab/{group}/leader"), leader).await;
+        server.put(&format!("/service/lab/{group}/members/{}", String::from_utf8_lossy(leader)), b"{}").await;
+        let entry = ENTRY.replace("pg1", &String::from_utf8_lossy(leader));
+        server.put(&format!("/pgsplice/lab/{group}/bouncers/pb{group}"), entry.as_bytes()).await;
+    }
+    server.put(LEADER, b"pg9").await;
+    for (group, leader) in [(0, "pg1"), (1, "pg2")] {
+        let config = config::Cluster { citus_group: Some(group), ..cluster_config(server.config()) };
+        let handle = cluster::watch("lab", &config);
+        let (view, _) = until(&handle, leader, led_by(leader)).await;
+        assert_eq!(view.members.keys().collect::<Vec<_>>(), [leader]);
+        assert_eq!(view.bouncers.keys().cloned().collect::<Vec<_>>(), [format!("pb{group}")]);
+        server.put(&format!("/service/lab/{group}/leader"), b"pg3").await;
+        until(&handle, "pg3", led_by("pg3")).await;
+    }
 }
 
 pub async fn a_leader_whose_session_ends_is_gone_and_may_come_back<S: Server>() {
@@ -294,96 +316,8 @@ pub async fn an_entry_that_a_dead_agent_left_is_taken_over<S: Server>() {
     until(&handle, "the old one", |view| view.bouncers.contains_key("pb1")).await;
     let (value, _) = watch::channel(ENTRY.as_bytes().to_vec());
     let _agent = register(server.config(), &value);
-    let ours = |view: &pgsplice::cluster::ClusterView| {
-        view.bouncers.get("pb1").is_some_and(|bouncer| bouncer.leader.as_deref() == Some("pg1"))
-    };
+    let ours =
+        |view: &ClusterView| view.bouncers.get("pb1").is_some_and(|bouncer| bouncer.leader.as_deref() == Some("pg1"));
     let (_, took) = until(&handle, "ours", ours).await;
     assert!(took < Duration::from_secs(8), "{took:?}");
-}
-
-/// Two members in the store that can be asked for proof. The first leads, on timeline 5.
-async fn claimants<S: Server>(server: &mut S) -> [Member; 2] {
-    let members = [Member::start("pg1").await, Member::start("pg2").await];
-    for (nth, member) in members.iter().enumerate() {
-        let key = format!("/service/lab/members/{}", member.name);
-        server.put(&key, member.key(&format!("127.1.0.{}:5432", nth + 1)).as_bytes()).await;
-    }
-    members[0].is_primary(5);
-    server.put(LEADER, b"pg1").await;
-    members
-}
-
-fn open_to(member: &str) -> impl Fn(&ClusterView) -> bool {
-    move |view| view.primary.as_ref().is_some_and(|primary| primary.member == member)
-}
-
-/// Longer than a question to each member takes to come round.
-const A_ROUND: Duration = Duration::from_millis(1500);
-
-pub async fn only_who_the_key_names_and_who_proves_it_is_open_whatever_others_claim<S: Server>() {
-    let mut server = S::start().await;
-    let members = claimants(&mut server).await;
-    let handle = follow(server.config());
-    until(&handle, "pg1", open_to("pg1")).await;
-    // A second one claims to be primary, on a higher timeline even: the key decides.
-    members[1].is_primary(6);
-    tokio::time::sleep(A_ROUND).await;
-    let view = handle.view.borrow().clone();
-    assert!(open_to("pg1")(&view) && !view.cut.contains_key("pg1"), "{}", view.closed_because);
-    // The key moves to one whose timeline is behind: restored from a backup, or a proof from before.
-    members[1].is_primary(4);
-    server.put(LEADER, b"pg2").await;
-    let back = "pg2 proves timeline 4, but a leader of this cluster has proved 5";
-    let (view, _) = until(&handle, "refused", |view| view.closed_because.starts_with(back)).await;
-    assert!(view.cut.contains_key("pg1"), "the old one is left all the same");
-    members[1].is_primary(6);
-    until(&handle, "pg2", open_to("pg2")).await;
-    // Its REST API hangs, with PostgreSQL as it was.
-    members[1].hangs();
-    tokio::time::sleep(A_ROUND * 2).await;
-    let view = handle.view.borrow().clone();
-    assert!(open_to("pg2")(&view) && !view.cut.contains_key("pg2"), "{}", view.closed_because);
-    members[1].is_primary(6);
-    // Its key is broken: nothing new goes there, and nobody who is there is cut.
-    server.put("/service/lab/members/pg2", b"{").await;
-    let (view, _) = until(&handle, "closed", |view| view.primary.is_none()).await;
-    assert!(!view.cut.contains_key("pg2"), "{:?}", view.cut);
-    server.put("/service/lab/members/pg2", members[1].key("127.1.0.2:5432").as_bytes()).await;
-    until(&handle, "pg2 again", open_to("pg2")).await;
-    // The store is away, and who leads now cannot be known: nothing new to the lower timeline.
-    server.process().kill();
-    until(&handle, "away", away).await;
-    tokio::time::sleep(A_ROUND).await;
-    assert!(open_to("pg2")(&handle.view.borrow()), "it proves itself on the highest timeline");
-    members[0].is_primary(9);
-    let (view, _) = until(&handle, "closed", |view| view.primary.is_none()).await;
-    assert!(!view.cut.contains_key("pg2") && view.closed_because.contains("higher timeline"), "{view:#?}");
-}
-
-pub async fn a_standby_cluster_opens_nothing_and_neither_pause_nor_a_lost_key_cuts<S: Server>() {
-    let mut server = S::start().await;
-    let members = claimants(&mut server).await;
-    let handle = follow(server.config());
-    until(&handle, "pg1", open_to("pg1")).await;
-    let is_served = |view: &ClusterView| open_to("pg1")(view) && !view.cut.contains_key("pg1");
-    // Maintenance, and failsafe mode, in which a leader goes on without the store as long as it reaches all others.
-    server.put("/service/lab/config", br#"{"ttl":30,"pause":true,"failsafe_mode":true}"#).await;
-    server.put("/service/lab/failsafe", br#"{"pg1":"http://127.0.0.1:1/patroni","pg2":""}"#).await;
-    let (view, _) = until(&handle, "both", |view| view.said.paused && view.said.failsafe.len() == 2).await;
-    assert!(is_served(&view));
-    server.delete(LEADER).await;
-    let (view, _) = until(&handle, "closed", |view| view.leader_key.is_none() && view.primary.is_none()).await;
-    assert!(!view.cut.contains_key("pg1"), "it may be held up, and proves to be primary");
-    server.put(LEADER, b"pg1").await;
-    until(&handle, "pg1 again", is_served).await;
-    // The whole cluster becomes a copy of another one.
-    members[0].is("standby_leader");
-    server.put("/service/lab/config", br#"{"standby_cluster":{"host":"10.1.0.1","port":5432}}"#).await;
-    let standby = "this is a standby cluster, which has no primary";
-    let (view, _) = until(&handle, "closed", |view| view.closed_because.ends_with(standby)).await;
-    assert!(view.cut.contains_key("pg1"), "a write there fails");
-    members[0].is_primary(6);
-    server.put("/service/lab/config", b"{}").await;
-    let (view, _) = until(&handle, "promoted", is_served).await;
-    assert!(!view.said.paused && view.said.failsafe.is_empty(), "the key of failsafe mode outlives the mode");
 }
