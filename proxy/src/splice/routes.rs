@@ -2,6 +2,7 @@
 //! what works for a socket need not work there: the port of a bridge has no address, and another interface no route.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -25,30 +26,46 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_VLAN_ID: u16 = 1;
 
 #[derive(Debug, Default)]
-pub struct Routes(Mutex<HashMap<Pair, (Option<Way>, Instant)>>);
+pub struct Routes {
+    ways: Answers<Pair, u32>,
+    vlans: Answers<u32, Tagged>,
+}
 
 /// Our own address and the other end's.
 type Pair = (IpAddr, IpAddr);
 
-/// How packets leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way {
-    pub ifindex: u32,
-    /// What a VLAN device makes of them: the interface below, and the tag that they have there.
-    below: Option<(u32, u16)>,
-}
+/// What a VLAN device makes of its packets: the interface below, and the tag that they have there.
+type Tagged = (u32, u16);
+
+#[derive(Debug)]
+struct Answers<K, V>(Mutex<HashMap<K, (Option<V>, Instant)>>);
 
 impl Routes {
-    /// `None`: there is none, or none that a packet takes as it is.
-    pub fn way(&self, own: IpAddr, end: IpAddr) -> Option<Way> {
-        let pair = (own, end);
-        if let Some((way, since)) = self.0.lock().get(&pair)
+    /// The interface by which packets leave. `None`: there is no way, or none that a packet takes as it is.
+    pub fn way(&self, own: IpAddr, end: IpAddr) -> Option<u32> {
+        self.ways.fresh((own, end), || ask_way(own, end))
+    }
+
+    /// Whether this interface is that of packets which came in so.
+    pub fn is_that_of(&self, ifindex: u32, watch: &Watch) -> bool {
+        match watch.vlan {
+            0 => ifindex == watch.ifindex,
+            // The kernel answers this under a lock that others may hold for long, the first not.
+            id => self.vlans.fresh(ifindex, || ask_vlan(ifindex)) == Some((watch.ifindex, id)),
+        }
+    }
+}
+
+impl<K: Copy + Eq + Hash, V: Copy> Answers<K, V> {
+    /// The answer of a second ago at most; an error is none.
+    fn fresh(&self, key: K, ask: impl FnOnce() -> io::Result<Option<V>>) -> Option<V> {
+        if let Some((answer, since)) = self.0.lock().get(&key)
             && since.elapsed() < FRESH
         {
-            return *way;
+            return *answer;
         }
-        let way = ask(own, end).unwrap_or_else(|error| {
-            tracing::debug!(%own, %end, "no route: {error}");
+        let answer = ask().unwrap_or_else(|error| {
+            tracing::debug!("routing: {error}");
             None
         });
         let mut known = self.0.lock();
@@ -56,35 +73,33 @@ impl Routes {
             known.retain(|_, (_, since)| since.elapsed() < FRESH);
         }
         if known.len() < KEPT {
-            known.insert(pair, (way, Instant::now()));
+            known.insert(key, (answer, Instant::now()));
         }
-        way
+        answer
     }
 }
 
-impl Way {
-    /// Whether it is the way that packets from there come by.
-    pub fn is_that_of(&self, watch: &Watch) -> bool {
-        let seen = (watch.ifindex, watch.vlan);
-        seen == (self.ifindex, 0) || Some(seen) == self.below
+impl<K, V> Default for Answers<K, V> {
+    fn default() -> Self {
+        Self(Mutex::default())
     }
 }
 
-fn ask(own: IpAddr, end: IpAddr) -> io::Result<Option<Way>> {
-    let socket = Socket::open(libc::NETLINK_ROUTE)?;
-    let route = Route::to(&socket, end, Some(own))?;
-    if !route.is_unicast || route.is_encapsulated {
-        return Ok(None);
-    }
+fn ask_way(own: IpAddr, end: IpAddr) -> io::Result<Option<u32>> {
+    let route = Route::to(&Socket::open(libc::NETLINK_ROUTE)?, end, Some(own))?;
+    Ok((route.is_unicast && !route.is_encapsulated).then_some(route.ifindex))
+}
+
+fn ask_vlan(ifindex: u32) -> io::Result<Option<Tagged>> {
     // ifinfomsg: family, type, index, 8 bytes that may be zero.
     let mut head = [0; 16];
-    head[4..8].copy_from_slice(&route.ifindex.to_ne_bytes());
-    let answer = socket.ask(Request::new(libc::RTM_GETLINK, 0, &head))?;
-    Ok(Some(Way { ifindex: route.ifindex, below: answer.first().and_then(|answer| read_vlan(answer)) }))
+    head[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+    let answer = Socket::open(libc::NETLINK_ROUTE)?.ask(Request::new(libc::RTM_GETLINK, 0, &head))?;
+    Ok(answer.first().and_then(|answer| read_vlan(answer)))
 }
 
 /// The interface below a VLAN device, and its tag. `ifinfomsg` (16 bytes), then attributes.
-fn read_vlan(answer: &[u8]) -> Option<(u32, u16)> {
+fn read_vlan(answer: &[u8]) -> Option<Tagged> {
     let rest = answer.get(16..)?;
     let info = find(rest, IFLA_LINKINFO)?;
     if find(info, IFLA_INFO_KIND)? != b"vlan\0" {
@@ -99,24 +114,22 @@ fn read_vlan(answer: &[u8]) -> Option<(u32, u16)> {
 mod tests {
     use super::*;
 
-    fn seen(ifindex: u32, vlan: u16) -> Watch {
-        Watch { ifindex, vlan, ..Watch::default() }
-    }
-
     #[test]
     fn the_way_of_a_vlan_is_that_of_its_device_or_of_its_tag_below() {
-        let plain = Way { ifindex: 7, below: None };
-        let tagged = Way { ifindex: 9, below: Some((7, 5)) };
-        assert!(plain.is_that_of(&seen(7, 0)) && tagged.is_that_of(&seen(9, 0)) && tagged.is_that_of(&seen(7, 5)));
-        for (way, other) in [(plain, seen(8, 0)), (plain, seen(7, 5)), (tagged, seen(7, 0)), (tagged, seen(7, 6))] {
-            assert!(!way.is_that_of(&other), "{way:?} {other:?}");
+        let routes = Routes::default();
+        routes.vlans.0.lock().insert(9, (Some((7, 5)), Instant::now()));
+        routes.vlans.0.lock().insert(7, (None, Instant::now()));
+        let is_that = |way, ifindex, vlan| routes.is_that_of(way, &Watch { ifindex, vlan, ..Watch::default() });
+        assert!(is_that(7, 7, 0) && is_that(9, 9, 0) && is_that(9, 7, 5));
+        for (way, ifindex, vlan) in [(7, 8, 0), (7, 7, 5), (9, 7, 0), (9, 7, 6), (9, 8, 5)] {
+            assert!(!is_that(way, ifindex, vlan), "{way}: {ifindex} {vlan}");
         }
     }
 
     #[test]
     fn only_another_hosts_address_has_a_way() {
         let own = [127, 0, 0, 1].into();
-        assert_eq!(ask(own, own).unwrap(), None, "its route is a local one");
+        assert_eq!(ask_way(own, own).unwrap(), None, "its route is a local one");
     }
 
     /// As the kernel has it of `eth0.5` (RFC 3549, section 3.1.1), with the flag of nested attributes.

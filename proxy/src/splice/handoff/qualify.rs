@@ -77,7 +77,8 @@ impl Splice {
     fn leads_back(&self, road: Road, own: IpAddr, end: IpAddr, watch: &Watch) -> bool {
         let Some(way) = self.routes.way(own, end) else { return false };
         // XDP asks the routing table, and may follow it to any interface that has the program.
-        way.is_that_of(watch) || road == Road::Xdp && watch.vlan == 0 && self.programs().contains(&(way.ifindex, false))
+        self.routes.is_that_of(way, watch)
+            || road == Road::Xdp && watch.vlan == 0 && self.programs().contains(&(way, false))
     }
 }
 
