@@ -1,14 +1,16 @@
 //! From one process to the next while sessions are in the kernel: killed, stopped, upgraded, started with another
 //! configuration.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
+use anyhow::Result;
 use xtask::lab::until;
 
 use crate::frame;
 use crate::older;
 use crate::peer::Client;
-use crate::rig::{MB, Rig, Road, SOON, Setting, on_both, on_both_at_once, on_both_with};
+use crate::rig::{MB, Rig, Road, SOON, Setting, Successor, on_both, on_both_at_once, on_both_with};
 use crate::wire::{Fate, Toward, Wire};
 
 /// Four sessions in the kernel, whose clients move 48 MB each.
@@ -77,6 +79,43 @@ fn an_upgrade_in_the_middle_of_a_stream_loses_nothing_and_the_successor_adopts_i
         rig.wait_ended("client-closed", 4);
         let lines = rig.proxy().wait_access_lines(5).unwrap();
         assert_eq!(lines.len(), 5, "each session is told of once: {lines:#?}");
+    });
+}
+
+#[test]
+fn upgrades_in_the_middle_of_log_ins_lose_nobody() {
+    const UPGRADES: usize = 3;
+    on_both(|rig| {
+        let (over, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let successors = std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !over.load(SeqCst) {
+                        let mut client = rig.client();
+                        client.echo(100).unwrap();
+                        client.echo(2000).unwrap();
+                        served.fetch_add(1, SeqCst);
+                    }
+                });
+            }
+            let more_are_served = || {
+                let before = served.load(SeqCst);
+                until("more to be served", 3 * SOON, || served.load(SeqCst) > before + 20)
+            };
+            let upgrade = |_| {
+                more_are_served()?;
+                Ok(rig.upgrade())
+            };
+            let successors: Result<Vec<_>> = (0..UPGRADES).map(upgrade).collect();
+            let last = more_are_served();
+            over.store(true, SeqCst);
+            rig.must("log-ins", last.and(successors))
+        });
+        until("the processes before to end", SOON, || !successors[..UPGRADES - 1].iter().any(Successor::is_running))
+            .unwrap();
+        let mut client = rig.spliced();
+        client.echo(100).unwrap();
+        assert_eq!(rig.ended("handoff-failed"), 0);
     });
 }
 
