@@ -154,11 +154,16 @@ impl Sides {
             // SAFETY: a field of a value of SESSIONS, at a multiple of 8.
             unsafe { add(&raw mut (*x).bytes, u64::from(last.wrapping_sub(seq_end))) };
         }
-        set!(x, seq_end, later(seq_end, end));
+        // A packet of the other side's may be moving it on another CPU at this moment: what is not later is not written.
+        if before(seq_end, end) {
+            set!(x, seq_end, end);
+        }
         let mut change = Change::None;
         if !before(n.ack, y_acked) {
             // Y must have sent what X has.
-            set!(y, seq_end, later(y_seq_end, n.ack));
+            if before(y_seq_end, n.ack) {
+                set!(y, seq_end, n.ack);
+            }
             set!(y, acked, n.ack);
             set!(y, window, n.window);
             let flags = get!(y, flags);

@@ -4,7 +4,7 @@
 //! back by `in0`; `low0` has a small MTU.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::process::Command;
 
 use aya::Ebpf;
@@ -133,33 +133,18 @@ impl Rig {
 
     /// Runs one of the programs on a frame that comes in by `arrival.ifindex`.
     pub fn run(&mut self, program: &str, arrival: &Arrival<'_>) -> Answer {
-        let fd = self.program(program).as_raw_fd() as u32;
-        let mut context = [0u8; SK_BUFF];
-        let len = if program == flow::PROGRAM_XDP || program == flow::PROGRAM_XDP_FRAGS {
-            context[4..8].copy_from_slice(&(arrival.frame.len() as u32).to_ne_bytes());
-            context[12..16].copy_from_slice(&arrival.ifindex.to_ne_bytes());
-            XDP_MD
-        } else {
-            context[40..44].copy_from_slice(&arrival.ifindex.to_ne_bytes());
-            context[176..180].copy_from_slice(&(arrival.segment as u32).to_ne_bytes());
-            SK_BUFF
-        };
-        let mut attr = TestRun {
-            prog_fd: fd,
-            data_size_in: arrival.frame.len() as u32,
-            data_size_out: self.room.len() as u32,
-            data_in: arrival.frame.as_ptr() as u64,
-            data_out: self.room.as_mut_ptr() as u64,
-            repeat: 1,
-            ctx_size_in: len as u32,
-            ctx_in: context.as_ptr() as u64,
-            ..TestRun::default()
-        };
-        // SAFETY: everything attr points to lives through the call and has the length it says.
-        let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &mut attr, size_of::<TestRun>()) };
-        assert_eq!(done, 0, "test run of {program}: {} on {:02x?}", io::Error::last_os_error(), arrival.frame);
-        let frame = self.room[..attr.data_size_out as usize].to_vec();
-        Answer { action: attr.retval, frame, events: self.events() }
+        let run = self.runner(program);
+        let mut room = std::mem::take(&mut self.room);
+        let (action, length) = run.on(arrival, &mut room);
+        let frame = room[..length].to_vec();
+        self.room = room;
+        Answer { action, frame, events: self.events() }
+    }
+
+    /// The program alone, for threads that run it at once.
+    pub fn runner(&mut self, program: &str) -> Runner {
+        let is_xdp = program == flow::PROGRAM_XDP || program == flow::PROGRAM_XDP_FRAGS;
+        Runner { program: program.into(), fd: self.program(program).as_raw_fd(), is_xdp }
     }
 
     /// Until the namespace goes.
@@ -211,6 +196,45 @@ impl Rig {
     /// Whether the clients of the listeners are watched from their SYN on.
     pub fn watch_from_syn(&mut self, on: bool) {
         self.unwatched.set(1, u32::from(!on), 0).unwrap();
+    }
+}
+
+/// A program that the rig has loaded.
+#[derive(Clone)]
+pub struct Runner {
+    program: String,
+    fd: RawFd,
+    is_xdp: bool,
+}
+
+impl Runner {
+    /// What it returned, and how much of `room` its frame takes.
+    pub fn on(&self, arrival: &Arrival<'_>, room: &mut [u8]) -> (u32, usize) {
+        let mut context = [0u8; SK_BUFF];
+        let len = if self.is_xdp {
+            context[4..8].copy_from_slice(&(arrival.frame.len() as u32).to_ne_bytes());
+            context[12..16].copy_from_slice(&arrival.ifindex.to_ne_bytes());
+            XDP_MD
+        } else {
+            context[40..44].copy_from_slice(&arrival.ifindex.to_ne_bytes());
+            context[176..180].copy_from_slice(&(arrival.segment as u32).to_ne_bytes());
+            SK_BUFF
+        };
+        let mut attr = TestRun {
+            prog_fd: self.fd as u32,
+            data_size_in: arrival.frame.len() as u32,
+            data_size_out: room.len() as u32,
+            data_in: arrival.frame.as_ptr() as u64,
+            data_out: room.as_mut_ptr() as u64,
+            repeat: 1,
+            ctx_size_in: len as u32,
+            ctx_in: context.as_ptr() as u64,
+            ..TestRun::default()
+        };
+        // SAFETY: everything attr points to lives through the call and has the length it says.
+        let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &mut attr, size_of::<TestRun>()) };
+        assert_eq!(done, 0, "test run of {}: {} on {:02x?}", self.program, io::Error::last_os_error(), arrival.frame);
+        (attr.retval, attr.data_size_out as usize)
     }
 }
 

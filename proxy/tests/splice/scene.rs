@@ -152,7 +152,7 @@ impl Scene<'_> {
         self.rig.run(self.program_name(), &arrival)
     }
 
-    fn program_name(&self) -> &'static str {
+    pub fn program_name(&self) -> &'static str {
         match self.program {
             Program::Xdp => flow::PROGRAM_XDP_FRAGS,
             Program::Tc => flow::PROGRAM_TC,
