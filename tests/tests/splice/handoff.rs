@@ -334,3 +334,36 @@ fn a_held_reply_that_is_repeated_does_not_run_ahead_of_a_backend_with_a_slow_clo
     };
     on_both_at_once(|setting| Setting { wire: true, ..setting }, test);
 }
+
+#[test]
+fn an_acknowledgement_of_the_backend_that_comes_late_makes_no_held_reply_old() {
+    let test = |rig: Rig| {
+        let wires = [("client", "front"), ("backend", "back")].map(|(host, to)| Wire::of(&rig.net, host, to).unwrap());
+        // That of the startup packet.
+        let (keep, kept) = std::sync::mpsc::channel();
+        wires[1].judge(move |toward, frame| match frame::read(frame) {
+            Some(tcp) if toward == Toward::Segment && tcp.flags == frame::ACK && tcp.payload == 0 => {
+                let _ = keep.send(frame.to_vec());
+                Fate::Drop
+            }
+            _ => Fate::Pass,
+        });
+        wires[0].judge(|toward, frame| match frame::read(frame) {
+            Some(tcp) if toward == Toward::Host && tcp.payload > 0 => Fate::Drop,
+            _ => Fate::Pass,
+        });
+        let plan = Plan { wait: 10 * MS, then: None };
+        let mut client = Client::begin(rig.host("client"), None, rig.address(), plan).unwrap();
+        rig.wait_spliced(1);
+        wires[1].judge(|_, _| Fate::Pass);
+        wires[1].inject(Toward::Segment, kept.recv_timeout(SOON).unwrap());
+        let forwarded = format!("pgsplice_splice_forwarded_packets_total{{road=\"{}\"}}", rig.road.name());
+        until("it to be passed on", SOON, || rig.metric(&forwarded) > 0.0).unwrap();
+        std::thread::sleep(20 * MS);
+        wires[0].judge(|_, _| Fate::Pass);
+        client.stream.set_read_timeout(Some(10_000 * MS)).unwrap();
+        rig.must("the reply", client.until_ready());
+        rig.must("an echo", client.echo(5000));
+    };
+    on_both_at_once(|setting| Setting { wire: true, ..setting }, test);
+}

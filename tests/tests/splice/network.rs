@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use xtask::lab::until;
 
+use crate::peer::{Client, Plan};
 use crate::rig::{MB, Rig, Road, SOON, Setting, on_both_at_once, on_both_with};
 use crate::wire::{Faults, Wire};
 
@@ -13,12 +14,13 @@ fn move_bytes(rig: &Rig, sessions: usize, bulk: usize) {
     std::thread::scope(|scope| {
         for number in 0..sessions {
             scope.spawn(move || {
-                let mut client = rig.client();
+                let mut client = Client::begin(rig.host("client"), None, rig.address(), Plan::default()).unwrap();
+                rig.must("the log-in", client.until_ready());
                 for length in (1..12).map(|n| n * 997 + number) {
-                    client.echo(length).unwrap();
+                    rig.must("the echo", client.echo(length));
                 }
-                client.get(bulk).unwrap();
-                client.put(bulk).unwrap();
+                rig.must("bytes from the backend", client.get(bulk));
+                rig.must("bytes to the backend", client.put(bulk));
             });
         }
     });

@@ -284,10 +284,15 @@ impl Rig {
                 .unwrap_or_default();
             let packets: Vec<&str> =
                 outcomes.lines().filter(|line| line.starts_with("pgsplice_splice_") && !line.ends_with(" 0")).collect();
+            let sockets = ["client", "proxy", "backend"].map(|host| {
+                let look = "ss -Htino; nstat -asz TcpRetransSegs TcpExtPAWSEstab TcpExtTCPTimeouts";
+                format!("{host}:\n{}", self.host(host).output(["sh", "-c", look]).unwrap_or_default())
+            });
             panic!(
-                "{what} by {}: {error:#}\n{:?}\n{packets:#?}\n{}",
+                "{what} by {}: {error:#}\n{:?}\n{packets:#?}\n{}\n{}",
                 self.road.name(),
                 self.sessions(),
+                sockets.concat(),
                 self.proxy().log().unwrap()
             );
         })

@@ -21,7 +21,8 @@ pub(super) struct Holding<'a> {
     keys: [FlowKey; 2],
     numbers: [Numbers; 2],
     road: Road,
-    timestamps: bool,
+    /// See [`Live`].
+    tsval: Option<u32>,
     slot: Option<Slot>,
 }
 
@@ -57,7 +58,7 @@ impl Splice {
             keys: plan.keys,
             numbers: written,
             road: plan.road,
-            timestamps: plan.timestamps,
+            tsval: plan.timestamps.then(|| plan.watches[1].tsval.wrapping_add(flows[1].tsval_delta)),
             slot: Some(slot),
         };
         // A failure from here on drops `holding`, which takes back what was done.
@@ -105,7 +106,7 @@ impl Holding<'_> {
             road: self.road,
             keys: self.keys,
             numbers: self.numbers,
-            timestamps: self.timestamps,
+            tsval: self.tsval,
         })
     }
 

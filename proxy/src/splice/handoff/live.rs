@@ -32,7 +32,8 @@ pub struct Live {
     /// Client, backend: the keys of what comes from them.
     pub keys: [FlowKey; 2],
     pub(super) numbers: [Numbers; 2],
-    pub(super) timestamps: bool,
+    /// The lowest TSval that what the backend sends from now on has at the client, with timestamps.
+    pub(super) tsval: Option<u32>,
 }
 
 impl Live {
@@ -52,7 +53,8 @@ impl Live {
         let begun = Instant::now();
         let mut stopped: Option<u32> = None;
         let acknowledged = loop {
-            let acknowledged = maps.state(index).side[1].acked.wrapping_sub(sent) as i32 >= 0;
+            let side = maps.state(index).side[1];
+            let acknowledged = side.acked.wrapping_sub(sent) as i32 >= 0;
             if acknowledged || maps.control(index) != control::LIVE {
                 break acknowledged;
             }
@@ -67,8 +69,10 @@ impl Live {
                 }
                 return Ok(());
             }
-            if self.timestamps && begun.elapsed() > LATE {
-                stop_clock(legs.client, &mut stopped);
+            if let Some(tsval) = self.tsval
+                && begun.elapsed() > LATE
+            {
+                stop_clock(legs.client, &mut stopped, (side.packets > 0).then_some(tsval));
             }
             ring::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(20));
@@ -116,11 +120,18 @@ impl Live {
 /// What this kernel sends again to the client carries no later TSval than it had when this was first called: a client that
 /// has seen one takes nothing from a backend whose clock has not come so far, and its unit is the backend's own choice up
 /// to a second (RFC 7323, section 5.4). Nor an earlier one than was sent before, which the client would not take.
-fn stop_clock(client: BorrowedFd<'_>, stopped: &mut Option<u32>) {
+///
+/// `passed_on` is what the client may have seen of the backend's: an ACK from before the reply that came late, say, which
+/// is in order there and makes the reply look old.
+fn stop_clock(client: BorrowedFd<'_>, stopped: &mut Option<u32>, passed_on: Option<u32>) {
     let set = match *stopped {
         None => sockets::clock(client).map(|now| *stopped = Some(now)),
-        // Up to the next even number, not down.
-        Some(then) => sockets::set_clock(client, then.wrapping_add(1)),
+        Some(then) => {
+            let then = passed_on.filter(|tsval| tsval.wrapping_sub(then) as i32 > 0).unwrap_or(then);
+            *stopped = Some(then);
+            // Up to the next even number, not down.
+            sockets::set_clock(client, then.wrapping_add(1))
+        }
     };
     if let Err(error) = set {
         tracing::debug!("TCP_TIMESTAMP: {error}");
