@@ -15,6 +15,7 @@ pub mod proxy;
 pub mod psql;
 pub mod raw;
 pub mod stores;
+pub mod tls_server;
 pub mod view;
 
 use std::sync::OnceLock;

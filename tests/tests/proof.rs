@@ -3,62 +3,25 @@
 // A test stops at the first thing that goes wrong.
 #![allow(clippy::unwrap_used)]
 
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
 use pgsplice::cluster::proof::{Answer, Prober};
 use pgsplice::config::{ProofConfig, TlsFiles};
 use pgsplice_tests::stores::{certificates, free_port};
+use pgsplice_tests::tls_server::TlsServer;
 use tempfile::TempDir;
-
-/// `openssl s_server -HTTP` answers with the file named in the request, to those whose certificate our CA signed.
-struct Server {
-    port: u16,
-    process: Child,
-}
-
-impl Server {
-    fn start(folder: &TempDir) -> Self {
-        let port = free_port();
-        let body = r#"{"state":"running","role":"primary","timeline":3,"patroni":{"scope":"lab","name":"pg1"}}"#;
-        let answer = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-        std::fs::write(folder.path().join("patroni"), answer).unwrap();
-        let process = Command::new("openssl")
-            .args(["s_server", "-quiet", "-HTTP", "-accept", &format!("127.0.0.1:{port}")])
-            .args(["-cert", "server.crt", "-key", "server.key", "-CAfile", "ca.crt", "-Verify", "1"])
-            .args(["-verify_return_error"])
-            .current_dir(folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < deadline, "openssl s_server does not start");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Self { port, process }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
 
 #[tokio::test]
 async fn a_member_is_asked_over_tls_with_our_certificate() {
     let folder = TempDir::new().unwrap();
     certificates::make(folder.path());
-    let server = Server::start(&folder);
+    let body = r#"{"state":"running","role":"primary","timeline":3,"patroni":{"scope":"lab","name":"pg1"}}"#;
+    TlsServer::serve(folder.path(), "patroni", body);
+    let port = free_port();
+    let _server = TlsServer::start(folder.path(), port);
     let file = |name: &str| Some(folder.path().join(name));
-    let tls = TlsFiles { ca: file("ca.crt"), cert: file("client.crt"), key: file("client.key"), server_name: None };
+    let tls = TlsServer::files(folder.path());
     let ask = async |host: &str, tls: &TlsFiles| {
         let prober = Prober::new(&ProofConfig { tls: tls.clone(), ..ProofConfig::default() }, "lab").unwrap();
-        prober.ask("pg1", &format!("https://{host}:{}/patroni", server.port)).await
+        prober.ask("pg1", &format!("https://{host}:{}/patroni", port)).await
     };
     let proved = |answer: &Answer| matches!(answer, Answer::Primary { timeline: 3, .. });
     let why = |answer: &Answer| match answer {

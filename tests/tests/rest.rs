@@ -4,7 +4,6 @@
 // A test stops at the first thing that goes wrong.
 #![allow(clippy::unwrap_used)]
 
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use pgsplice::cluster::{self, ClusterHandle, ClusterView, StoreHealth};
 use pgsplice::config::{self, ProofConfig, RestConfig, StoreConfig, TlsFiles};
 use pgsplice_tests::local::Proxy;
 use pgsplice_tests::stores::{certificates, free_port};
+use pgsplice_tests::tls_server::TlsServer;
 use pgsplice_tests::view::until;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -314,53 +314,22 @@ async fn broken_and_huge_answers_and_those_of_another_cluster_count_for_nothing(
     assert!(why(&view).contains("not a JSON object") && why(&view).contains("scope \"prod\""), "{}", why(&view));
 }
 
-/// `openssl s_server -HTTP` answers with the file named in the request, to those whose certificate our CA signed.
-struct TlsServer(Child);
-
-impl TlsServer {
-    fn start(folder: &TempDir, port: u16) -> Self {
-        let server = Command::new("openssl")
-            .args(["s_server", "-quiet", "-HTTP", "-accept", &format!("127.0.0.1:{port}")])
-            .args(["-cert", "server.crt", "-key", "server.key", "-CAfile", "ca.crt", "-Verify", "1"])
-            .args(["-verify_return_error"])
-            .current_dir(folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        Self(server.unwrap())
-    }
-
-    /// Of a cluster whose only member is pg1, its primary. Where it is, and our files for it.
-    async fn of_pg1(folder: &TempDir) -> (Self, u16, TlsFiles) {
-        certificates::make(folder.path());
-        let port = free_port();
-        let mut members = [Member::start("pg1").await];
-        members[0].port = port;
-        for (file, body) in [
-            ("cluster", cluster(&members, Some("pg1"), 1).unwrap().replace("http:", "https:")),
-            ("patroni", members[0].said.lock().own.replace("replica", "primary")),
-        ] {
-            let answer = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-            std::fs::write(folder.path().join(file), answer).unwrap();
-        }
-        let file = |name: &str| Some(folder.path().join(name));
-        let tls = TlsFiles { ca: file("ca.crt"), cert: file("client.crt"), key: file("client.key"), server_name: None };
-        (Self::start(folder, port), port, tls)
-    }
-}
-
-impl Drop for TlsServer {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Of a cluster whose only member is pg1, its primary. Where it is, and our files for it.
+async fn tls_server_of_pg1(folder: &TempDir) -> (TlsServer, u16, TlsFiles) {
+    certificates::make(folder.path());
+    let port = free_port();
+    let mut members = [Member::start("pg1").await];
+    members[0].port = port;
+    let said = cluster(&members, Some("pg1"), 1).unwrap().replace("http:", "https:");
+    TlsServer::serve(folder.path(), "cluster", &said);
+    TlsServer::serve(folder.path(), "patroni", &members[0].said.lock().own.replace("replica", "primary"));
+    (TlsServer::start(folder.path(), port), port, TlsServer::files(folder.path()))
 }
 
 #[tokio::test]
 async fn tls_with_client_certificates() {
     let folder = TempDir::new().unwrap();
-    let (_server, port, tls) = TlsServer::of_pg1(&folder).await;
+    let (_server, port, tls) = tls_server_of_pg1(&folder).await;
     let with = |tls: TlsFiles| follow(vec![format!("https://127.0.0.1:{port}")], tls);
     until(&with(tls.clone()), "pg1", open_to("pg1")).await;
     let other = TlsFiles { ca: Some(folder.path().join("other-ca.crt")), ..tls.clone() };
@@ -372,13 +341,13 @@ async fn tls_with_client_certificates() {
 #[tokio::test]
 async fn certificates_that_are_renewed_are_used_without_a_restart() {
     let folder = TempDir::new().unwrap();
-    let (server, port, tls) = TlsServer::of_pg1(&folder).await;
+    let (server, port, tls) = tls_server_of_pg1(&folder).await;
     let handle = follow(vec![format!("https://127.0.0.1:{port}")], tls);
     until(&handle, "pg1", open_to("pg1")).await;
     drop(server);
     // Of those before, none is good any more.
     certificates::make(folder.path());
-    let _server = TlsServer::start(&folder, port);
+    let _server = TlsServer::start(folder.path(), port);
     // Longer than a proof stands.
     tokio::time::sleep(Duration::from_secs(4)).await;
     until(&handle, "pg1 again", |view| open_to("pg1")(view) && !away(view)).await;

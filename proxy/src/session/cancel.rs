@@ -1,8 +1,9 @@
 //! A CancelRequest: find the PgBouncer that owns the session and deliver the packet there.
 //!
 //! The owner is, in this order: the backend that gave out the key in a plaintext handshake we relayed; the backend
-//! with the `peer_id` in the key, if every backend of the pool has one of its own; otherwise every backend of the pool is asked,
-//! and the one that owns the key acts. A CancelRequest inside TLS is invisible here and goes where its connection goes.
+//! with the `peer_id` in the key, if every backend of the pool has one of its own; otherwise every backend of the pool is
+//! asked, and the one that owns the key acts. A CancelRequest inside TLS is invisible here and goes where its connection
+//! goes.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
